@@ -278,11 +278,12 @@ fn a_simultaneous_open_needs_no_listener(#[values(Family::V4, Family::V6)] famil
 fn a_socket_connects_to_itself(#[values(Family::V4, Family::V6)] family: Family) {
     experiment!(family, "What if connect() is given the port that it connects to?", |lab| {
         let host = lab.client();
+        let from = lab.client_ports(11)?;
         let demo = |port: u16| {
-            let args = args!["-i", host.address(family), "-p", port, "--from", 40_000];
+            let args = args!["-i", host.address(family), "-p", port, "--from", from];
             host.command(&program!("self-connect-demo")).args(args).typed().spawn()
         };
-        let port = 40_004;
+        let port = from + 4;
         let mut one = demo(port)?;
         let tries = one.event("connected")?.get("tries").map(str::to_owned);
         one.event("paused")?;
@@ -302,7 +303,7 @@ fn a_socket_connects_to_itself(#[values(Family::V4, Family::V6)] family: Family)
         one.type_line("end")?;
         lab.claim_eq("it ends well", one.ending()?, Ending::Exit(0));
         // Control: the same for a port that the client cannot be given.
-        let control = demo(40_010)?;
+        let control = demo(from + 10)?;
         control.ending()?;
         lab.claim_eq(
             "control: behind the last of the ten ports, all of 200 tries are refused",

@@ -216,7 +216,8 @@ fn ports_used_up(#[values(Family::V4, Family::V6)] family: Family) {
         let _servers =
             [listening(lab, family, one, &["pause"])?, listening(lab, family, two, &["pause"])?];
         // Each run has ten ports of its own, and keeps its connections until the end.
-        let run = |how: &str, from: u16| -> anyhow::Result<(Process, Vec<usize>)> {
+        let run = |how: &str| -> anyhow::Result<(Process, Vec<usize>)> {
+            let from = lab.client_ports(10)?;
             let (servers, own) = (format!("{one},{two}"), lab.client().address(family));
             let to = args!["-i", host, "-p", servers, "--own", own, "--how", how, "--from", from];
             let demo = lab.client().command(&program!("ephemeral-ports-demo"));
@@ -227,15 +228,15 @@ fn ports_used_up(#[values(Family::V4, Family::V6)] family: Family) {
             Ok((demo, completed.iter().filter_map(count).collect()))
         };
 
-        let (connect, counts) = run("connect", 40_000)?;
+        let (connect, counts) = run("connect")?;
         lab.claim_eq("connect alone: ten to one server, ten to another", counts, [10, 10]);
         lab.claim_eq("then none is left", answers(&connect), ["connect EADDRNOTAVAIL"; 2]);
 
-        let (bind, counts) = run("bind", 41_000)?;
+        let (bind, counts) = run("bind")?;
         lab.claim_eq("bind to port 0 takes a port altogether: ten in all", counts, [10, 0]);
         lab.claim_eq("and it is bind that fails", answers(&bind), ["bind EADDRINUSE"; 2]);
 
-        let (late, counts) = run("late", 42_000)?;
+        let (late, counts) = run("late")?;
         lab.claim_eq("with IP_BIND_ADDRESS_NO_PORT: ten to each again", counts, [10, 10]);
         lab.claim_eq("and connect fails", answers(&late), ["connect EADDRNOTAVAIL"; 2]);
 

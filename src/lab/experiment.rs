@@ -13,9 +13,12 @@
 //! ```
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::fmt::{Debug, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+use anyhow::Context as _;
 
 use super::capture::{Capture, Depth, Taken};
 use super::evidence;
@@ -82,6 +85,7 @@ pub struct Lab {
     claims: RefCell<Vec<Claim>>,
     taken: RefCell<Vec<Taken>>,
     next_port: Cell<u16>,
+    next_client_port: Cell<u16>,
 }
 
 impl Experiment {
@@ -115,6 +119,7 @@ impl Experiment {
             claims: RefCell::default(),
             taken: RefCell::default(),
             next_port: Cell::new(2000),
+            next_client_port: Cell::new(40_000),
         };
         let verdict = lab.judge(body(&lab));
         lab.leave_evidence(&verdict);
@@ -163,19 +168,39 @@ impl Lab {
     /// # Errors
     /// A host cannot be asked.
     pub fn port(&self) -> anyhow::Result<u16> {
-        let mut taken = Vec::new();
+        let port = self.free_ports(self.next_port.get(), 1)?;
+        self.next_port.set(port + 1);
+        Ok(port)
+    }
+
+    /// The first of so many such ports in a row, from among those that the kernel gives to clients
+    /// (ip(7), ip_local_port_range); each call others.
+    ///
+    /// # Errors
+    /// As [`Lab::port`].
+    pub fn client_ports(&self, count: u16) -> anyhow::Result<u16> {
+        let first = self.free_ports(self.next_client_port.get(), count)?;
+        self.next_client_port.set(first + count);
+        Ok(first)
+    }
+
+    /// The first of `count` ports in a row, at `from` or above, that no socket of any host has.
+    fn free_ports(&self, from: u16, count: u16) -> anyhow::Result<u16> {
+        let mut taken = BTreeSet::new();
         if self.network.kind() == Kind::Compose {
             for host in self.network.hosts() {
                 let rows = host.tcp_sockets()?;
                 taken.extend(rows.iter().flat_map(|row| [row.local.port(), row.remote.port()]));
             }
         }
-        let mut port = self.next_port.get();
-        while taken.contains(&port) {
-            port += 1;
+        let mut first = from;
+        loop {
+            let behind = first.checked_add(count).context("no port is free")?;
+            match taken.range(first..behind).next_back() {
+                Some(last_taken) => first = last_taken + 1,
+                None => return Ok(first),
+            }
         }
-        self.next_port.set(port + 1);
-        Ok(port)
     }
 
     /// Starts to capture whole packets on every host.

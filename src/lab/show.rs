@@ -3,9 +3,9 @@
 //! Works on captures of any length in constant memory: at most 32768 connections are followed at a
 //! time, and of each the first 32 and the last 16 segments are kept for its ladder, some 100 MB in
 //! all if every one is long (`--flow N` and `--json` print segments as they are read and keep
-//! none). A connection is printed when it has been over for a minute of the capture's time, when
-//! its place is needed for another, or at the end. What comes after that for the same endpoints is
-//! shown as a connection of its own.
+//! none). A connection is printed when it has been over for a minute of the capture's time or for
+//! 100,000 segments of others, when its place is needed for another, or at the end. What comes after
+//! that for the same endpoints is shown as a connection of its own.
 
 mod print;
 mod table;

@@ -21,6 +21,9 @@ pub(super) const LAST: usize = 16;
 /// time: as long as Linux keeps TIME_WAIT.
 const STRAGGLERS: u64 = 60_000_000_000;
 
+/// How many segments of others may come until then: those of a second or so where much is said.
+const MEANWHILE: u64 = 100_000;
+
 /// How many connections are looked at to find the one to give up.
 const CANDIDATES: usize = 16;
 
@@ -125,8 +128,10 @@ impl Table {
     fn print_one_that_is_over(&mut self, now: u64, print: &mut impl Print) -> io::Result<()> {
         let Some(endpoints) = self.round.pop_front() else { return Ok(()) };
         if let Entry::Occupied(entry) = self.followed.entry(endpoints) {
-            let facts = &entry.get().facts;
-            if facts.is_over() && now.saturating_sub(facts.ended) > STRAGGLERS {
+            let Followed { facts, touched, .. } = entry.get();
+            let is_late = now.saturating_sub(facts.ended) > STRAGGLERS
+                || self.segments.saturating_sub(*touched) > MEANWHILE;
+            if facts.is_over() && is_late {
                 return print.flow(&entry.remove());
             }
         }
@@ -253,6 +258,21 @@ mod tests {
         say(&mut capture, 60 * SECOND + 1);
         assert_eq!(capture.printed.0, [0]); // and not 3, which is only silent
         assert_eq!(capture.table.flows(), 3);
+    }
+
+    #[test]
+    fn who_is_over_is_printed_when_much_has_been_said_since() {
+        let mut capture = Capture::default();
+        capture.say(1, 0, Flags::SYN, 7);
+        capture.say(1, 0, Flags::RST, 8);
+        capture.say(2, 0, Flags::SYN, 7); // and not this one, which is only silent
+        let say = |capture: &mut Capture, times| {
+            (0..times).for_each(|_| capture.say(3, 0, Flags::SYN, 7));
+        };
+        say(&mut capture, MEANWHILE - 1);
+        assert!(capture.printed.0.is_empty());
+        say(&mut capture, 4);
+        assert_eq!(capture.printed.0, [0]);
     }
 
     #[test]
