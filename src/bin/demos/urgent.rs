@@ -65,7 +65,12 @@ fn main() -> net::Result {
 
     pause();
     let mut fds = [PollFd::new(connection.as_fd(), PollFlags::POLLPRI)];
-    poll(&mut fds, PollTimeout::NONE)?;
+    while let Err(errno) = poll(&mut fds, PollTimeout::NONE) {
+        // SIGURG itself ends the wait, if it comes now: SA_RESTART is not for poll (sa_restart.rs).
+        if errno != Errno::EINTR {
+            return Err(errno.into());
+        }
+    }
     event!("polled", revents = events(fds[0].revents().map_or(0, |revents| revents.bits())));
     at_mark(&connection)?;
     read(&connection, MsgFlags::empty());
