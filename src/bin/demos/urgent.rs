@@ -1,8 +1,8 @@
 //! Urgent data is one byte and a signal: MSG_OOB, SIGURG, SO_OOBINLINE.
 //!
 //! Nothing is out of band: the bytes of a send with MSG_OOB travel among the others, and the segment
-//! says where the urgent ones end. The sockets API makes of it that the last of them is urgent, and
-//! takes this one out of what recv reads.
+//! says where the urgent ones end. To the sockets API only the last of them is urgent, and it takes
+//! that one out of what recv reads.
 //!
 //! ```text
 //!   peer   send "ab"    send "XY" MSG_OOB       send "cd"
@@ -13,8 +13,8 @@
 //! ```
 //!
 //! What to notice: X was sent as urgent and is not; recv stops before the mark, though there is more
-//! to read and room for it (flow_control.rs). Only one byte is kept: a second urgent one takes the
-//! first one's place.
+//! to read and room for it (flow_control.rs). Only one byte is kept apart: when another urgent one
+//! comes, the first is an ordinary byte of the stream again (on Linux; BSD drops it).
 //! Break it: leave F_SETOWN out: no signal, since the kernel does not know whom to tell.
 //! Compare: boundaries.rs, the other thing that TCP does not keep. New protocols should not use it
 //! (RFC 6093 5).
