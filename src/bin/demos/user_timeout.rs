@@ -1,8 +1,8 @@
 //! How long TCP sends again into a black hole: TCP_USER_TIMEOUT, or a quarter of an hour.
 //!
-//! What is sent and not acknowledged is sent again, each time after twice as long: 15 times
-//! (net.ipv4.tcp_retries2), about 15 minutes. TCP_USER_TIMEOUT says in milliseconds how long data
-//! may stay unacknowledged before the connection is given up.
+//! What is sent and not acknowledged is sent again, each time after twice as long, but never more
+//! than two minutes: 15 times (net.ipv4.tcp_retries2), about 15 minutes. TCP_USER_TIMEOUT says in
+//! milliseconds how long data may stay unacknowledged before the connection is given up.
 //!
 //! ```text
 //!   client   TCP_USER_TIMEOUT=1000 --> send: 5 --> poll ............ POLLERR --> SO_ERROR
@@ -13,7 +13,7 @@
 //! What to notice: send succeeds, since it only fills a buffer; the error comes to whoever asks
 //! later. The option does nothing for an idle connection, which has no data to wait for
 //! (dead_peer.rs).
-//! Break it: `--timeout 0`, the default: poll waits for a quarter of an hour.
+//! Break it: `--timeout 0`, as without the option: poll waits for a quarter of an hour.
 //! Compare: keepalive.rs, for a connection that is silent.
 //! Run: cargo run --bin peer -- listen accept pause   then: cargo run --bin user-timeout-demo
 //!      sudo nft 'add table t; add chain t c { type filter hook input priority 0; }; \
