@@ -6,7 +6,7 @@
 //! ```text
 //!   peer   send "10\n"   send "24\n"            send "hello, world\n"
 //!   wire   1:4           4:7                    7:20                        a segment each
-//!   demo   accept --> pause -- recv "10\n24\n"      recv "hello, w", recv "orld\n"
+//!   demo   accept --> pause --> recv "10\n24\n"     recv "hello, w", recv "orld\n"
 //!
 //!   --framing recv        messages "10\n24\n", "hello, w", "orld\n"
 //!   --framing delimiter   messages "10", "24", "hello, world"

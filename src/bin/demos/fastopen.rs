@@ -17,7 +17,7 @@
 //! Break it: `sysctl net.ipv4.tcp_fastopen=1`, the default: no server gives cookies, nobody fails.
 //! Compare: defer_accept.rs, which waits for data after the handshake. A SYN may come twice, and a
 //! request in it, too: Fast Open is for requests that may be repeated (RFC 7413 2.1).
-//! Run: sysctl -w net.ipv4.tcp_fastopen=3; cargo run --bin fastopen-demo -- server
+//! Run: sudo sysctl -w net.ipv4.tcp_fastopen=3; cargo run --bin fastopen-demo -- server
 //! then: cargo run --bin fastopen-demo -- client
 //! See: tcp(7) TCP_FASTOPEN, tcp_fastopen, send(2); RFC 7413.
 
@@ -28,11 +28,10 @@ use clap::Parser;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, recv, send, sendto, socket,
 };
-use serverlab::event;
 use serverlab::net::args::{ConnectTo, ListenAt};
 use serverlab::net::listen::{accept, bind, open, start_listening};
 use serverlab::net::options::{TCP_FASTOPEN, tcp_info};
-use serverlab::net::{self};
+use serverlab::{event, net};
 
 /// Requests in SYNs: one connection to get the cookie, one to use it
 #[derive(Parser)]

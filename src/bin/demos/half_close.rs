@@ -1,7 +1,7 @@
 //! `shutdown(SHUT_WR)` says that all is said, and listens; after `close` an answer meets a RST.
 //!
 //! Both send the same FIN: "no more from me". The server cannot tell one from the other, and
-//! answers. Only then it shows: behind a closed socket nobody can read the answer, and TCP resets
+//! answers. Only then does it show: behind a closed socket nobody can read the answer, and TCP resets
 //! the connection, to make it known that data was lost.
 //!
 //! ```text

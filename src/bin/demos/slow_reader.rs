@@ -5,9 +5,9 @@
 //! whether there is room again: a window probe.
 //!
 //! ```text
-//!   sender   connect --> send, send ... EAGAIN --> pause --> SIOCOUTQ --> close --> exit
-//!                            |                                |
-//!   its kernel               +--> what the window lets go     +--> keeps the rest: FIN-WAIT-1
+//!   sender   connect, send ... EAGAIN --> pause, poll, SIOCOUTQ --> close --> exit
+//!                      |                                             |
+//!   its kernel         +--> what the window lets go                  +--> keeps the rest: FIN-WAIT-1
 //!                                   |             probe ... probe ....... probe   --> the rest, FIN
 //!   other kernel                    +--> acknowledges, window 0                      |
 //!   reader   accept --> pause (does not read) ---------------------> FIONREAD --> recv ... 0
