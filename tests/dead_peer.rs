@@ -24,14 +24,12 @@ fn keeping_alive(lab: &Lab, family: Family, port: u16) -> anyhow::Result<Process
     Ok(demo)
 }
 
-/// A probe: no data, and the number of a byte that has been acknowledged already.
+/// The client's probes: no data, and the number of a byte that has been acknowledged already.
 fn probes(flow: &Flow) -> Vec<&Step> {
     let mut next = 1;
     let mut found = Vec::new();
     for step in flow.steps.iter().filter(|step| step.from == Side::Client) {
-        if step.is_pure_ack() && step.seq == next - 1 && step.seq > 0
-            || step.is_pure_ack() && step.seq == 0
-        {
+        if step.is_pure_ack() && step.seq == next - 1 {
             found.push(step);
         }
         next = next.max(step.range().end);
