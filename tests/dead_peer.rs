@@ -241,7 +241,7 @@ fn what_a_firewall_says(
         let (expected, which) = match word {
             "drop" => (1..=7, "into silence"),
             "reset" => (0..=0, "not at all: a RST ends it at once"),
-            _ => (0..=1, "once or not at all: TCP may take the second ICMP message for it"),
+            _ => (0..=1, "once or not at all: a first ICMP error may only be noted"),
         };
         lab.claim(format!("the SYN is sent again {which} ({again})"), expected.contains(&again));
         Ok(())
