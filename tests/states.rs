@@ -188,8 +188,12 @@ fn a_simultaneous_close_ends_in_two_time_waits(#[values(Family::V4, Family::V6)]
         client.type_line("close")?;
         server.type_line("close")?;
         claim_states(lab, port, "both have closed", &[FinWait1], &[FinWait1])?;
+        // What an end is told is what it asks for after its call: it must have asked before we go on.
+        client.events_of("got", 3)?;
+        server.events_of("got", 3)?;
         to_server.lift()?;
         claim_states(lab, port, "one FIN has come through", &[FinWait2], &[Closing])?;
+        server.events_of("got", 4)?;
         to_client.lift()?;
         claim_states(lab, port, "both have", &[TimeWait], &[TimeWait])?;
         for end in [&mut client, &mut server] {
