@@ -3,7 +3,9 @@
 mod common;
 
 use common::answers;
-use common::play::{calling, claim_counter, connecting, listening, peer, reached, sockets};
+use common::play::{
+    blocked, calling, claim_counter, connecting, counted, listening, peer, reached, sockets,
+};
 use rstest::rstest;
 use serverlab::lab::experiment::Lab;
 use serverlab::lab::fault::Hook;
@@ -118,6 +120,7 @@ fn a_lost_last_ack_leaves_syn_recv(#[values(Family::V4, Family::V6)] family: Fam
         let mut client = calling(lab, family, port, &["pause", "send:5", "pause", "close"])?;
         client.event("paused")?;
         claim_states(lab, port, "without the last ACK", &[Established], &[SynRecv])?;
+        blocked(lab.server(), &server)?;
         lab.claim_eq("accept waits on", server.events().len(), 1);
         client.type_line("send")?;
         claim_states(
@@ -404,7 +407,7 @@ fn a_second_listen_changes_the_backlog(#[values(Family::V4, Family::V6)] family:
         connecting(lab, family, port, &[])?;
         let waiting = ["socket", "nonblock:on", "connect", "poll:out", "pause"];
         let client = peer(lab.client(), host, port, &waiting)?;
-        common::play::counted(lab.server(), &before, "TcpExtListenOverflows", 1)?;
+        counted(lab.server(), &before, "TcpExtListenOverflows", 1)?;
         lab.claim("the second client's SYN is dropped", true);
         server.type_line("more room")?;
         client.event("polled")?;
