@@ -191,6 +191,7 @@ fn a_new_syn_ends_a_servers_time_wait(#[values(Family::V4, Family::V6)] family: 
         once.type_line("close")?;
         once.ending()?;
         reached(lab.server(), port, &[TimeWait])?;
+        reached(lab.client(), port, &[])?; // in LAST_ACK it would still have the port, and bind fail
         let again = peer(lab.client(), host, port, &["socket", &bind, "connect", "recv"])?;
         again.ending()?;
         server.ending()?;
