@@ -21,16 +21,18 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::unistd::getpid;
 
-/// What the handlers look at. All in one place, and all zero at first: a forked child that writes
-/// to it pays for one page.
-#[repr(C)]
+/// What the handlers look at. All zero at first, so that the executable need not hold the table.
 struct State {
     draining: AtomicBool,
     /// Whether the handler starts the timer.
     alone: AtomicBool,
     /// The listener's descriptor plus one, or [`NONE`].
     listener: AtomicI32,
+    /// The process whose listener it is. A child that it forks has the number, and the handlers, but
+    /// nothing to do with the listener.
+    owner: AtomicI32,
     /// A bit for each descriptor, set while it is a connection being served: a table that a handler
     /// can read whatever the threads are doing. Pages of it that nobody touches cost nothing.
     served: [AtomicU64; MAX_DESCRIPTORS / 64],
@@ -40,6 +42,7 @@ static STATE: State = State {
     draining: AtomicBool::new(false),
     alone: AtomicBool::new(false),
     listener: AtomicI32::new(NONE),
+    owner: AtomicI32::new(0),
     served: [const { AtomicU64::new(0) }; _],
 };
 
@@ -56,16 +59,17 @@ const MAX_DESCRIPTORS: usize = 1 << 20;
 /// sigaction(2)'s.
 pub fn on_sigterm(listener: impl AsFd) -> nix::Result<()> {
     STATE.listener.store(listener.as_fd().as_raw_fd() + 1, Ordering::Relaxed);
+    STATE.owner.store(getpid().as_raw(), Ordering::Relaxed);
     handle_signals()
 }
 
 /// The same for a process that shares the listener with others: it stops accepting, they go on.
-/// That is so for a forked child, and for each worker of a pool.
+/// That is so for each worker of a pool.
 ///
 /// # Errors
 /// sigaction(2)'s.
 pub fn on_sigterm_alone() -> nix::Result<()> {
-    leave_listener();
+    STATE.listener.store(NONE, Ordering::Relaxed);
     let action = SigAction::new(SigHandler::Handler(interrupt), SaFlags::empty(), SigSet::empty());
     // SAFETY: the handler does nothing.
     unsafe { sigaction(Signal::SIGALRM, &action) }?;
@@ -75,12 +79,6 @@ pub fn on_sigterm_alone() -> nix::Result<()> {
 
 /// SIGALRM's handler: that it runs is enough for a blocked call to return EINTR.
 extern "C" fn interrupt(_: libc::c_int) {}
-
-/// Says that this process has nothing to do with the listener any more: what a child says that is
-/// forked for one client. The handlers came over from the parent with fork(2).
-pub fn leave_listener() {
-    STATE.listener.store(NONE, Ordering::Relaxed);
-}
 
 fn handle_signals() -> nix::Result<()> {
     let action = SigAction::new(SigHandler::Handler(handler), SaFlags::empty(), SigSet::empty());
@@ -92,9 +90,14 @@ fn handle_signals() -> nix::Result<()> {
 }
 
 /// Says that this connection is being served, until [`served`] is called with it.
+///
+/// A parent can say so for the child that it is about to fork. It changes nothing if this number was
+/// said before, and so neither process has to copy a page of memory for it.
 pub fn serving(connection: impl AsFd) {
     let fd = connection.as_fd().as_raw_fd();
-    if let Some((word, bit)) = place(fd) {
+    if let Some((word, bit)) = place(fd)
+        && word.load(Ordering::SeqCst) & bit == 0
+    {
         word.fetch_or(bit, Ordering::SeqCst);
     }
     if begun() {
@@ -140,7 +143,7 @@ pub fn begun() -> bool {
 pub fn begin() {
     STATE.draining.store(true, Ordering::SeqCst);
     let listener = STATE.listener.load(Ordering::Relaxed);
-    if listener != NONE {
+    if listener != NONE && STATE.owner.load(Ordering::Relaxed) == getpid().as_raw() {
         // SAFETY: shutdown has no memory to break; a descriptor that is gone gives EBADF.
         unsafe { libc::shutdown(listener - 1, libc::SHUT_RDWR) };
     }

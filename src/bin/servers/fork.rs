@@ -7,7 +7,7 @@
 //! ```text
 //!   parent   accept --> fork --> close connection --> accept ...     SIGCHLD: waitpid until none
 //!                        |
-//!   child                +--> close listener --> recv, send ... --> close connection --> _exit
+//!   child                +--> close listener --> recv, send ... --> _exit, which closes connection
 //! ```
 //!
 //! What to notice: one pid a client, and no zombie however many children end at once: signals do
@@ -48,6 +48,7 @@ fn main() -> net::Result {
             }
         };
         event!("accepted", peer = peer, fd = connection.as_raw_fd());
+        drain::serving(&connection); // the child, which has the handlers and what they know
         // SAFETY: the process has one thread, so the child may do whatever its parent might.
         match unsafe { fork() } {
             Ok(ForkResult::Child) => serve_and_exit(listener, connection, peer, &args),
@@ -66,20 +67,18 @@ fn main() -> net::Result {
     Ok(())
 }
 
-/// The child's life. It ends by _exit(2): exit(3) would run what the parent registered with
-/// atexit(3) and flush what the parent left in stdio's buffers.
+/// The child's life. It ends by _exit(2), which closes what is open: of the connection it is the
+/// last copy, so TCP sends its FIN. exit(3) would also run what the parent registered with atexit(3)
+/// and flush what the parent left in stdio's buffers.
 fn serve_and_exit(
     listener: TcpListener,
     connection: TcpStream,
     peer: SocketAddr,
     args: &ServerArgs,
 ) -> ! {
-    drain::leave_listener();
-    drain::serving(&connection);
     drop(listener); // else the port stays taken as long as the slowest client stays
     let ended = serve(&connection, args);
-    drop(connection); // close(2) of the last copy: TCP sends its FIN
-    event!("closed", peer = peer, reason = ended);
+    event!("closed", peer = peer, reason = ended); // by _exit, as everything is
     // SAFETY: _exit takes a number and does not return.
     unsafe { libc::_exit(0) }
 }
