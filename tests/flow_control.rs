@@ -228,7 +228,7 @@ fn segments_are_not_messages(
             ["recv 6", "recv 8", "recv 5", "recv 0"],
         );
         let wire = capture.finish()?;
-        let ranges = wire.at("server").flow(port)?.ranges(Side::Client);
+        let ranges = wire.at("client").flow(port)?.ranges(Side::Client);
         lab.claim_eq("though each send was a segment of its own", ranges, [1..4, 4..7, 7..20]);
         let events = demo.events();
         let told: Vec<&str> = events.iter().filter_map(|event| event.get("message")).collect();

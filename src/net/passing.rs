@@ -76,8 +76,8 @@ pub struct Message {
 }
 
 /// As [`receive`], with room for so many descriptors (one more where 8 bytes hold two) and these
-/// flags, and what does not fit is no error. By libc: nix does not tell of the descriptors that have come when
-/// others have not, and nobody could close them.
+/// flags, and what does not fit is no error. By libc: nix does not tell of the descriptors that have
+/// come when others have not, and nobody could close them.
 ///
 /// # Errors
 /// recvmsg(2)'s; `Interrupted` once SIGTERM has come.

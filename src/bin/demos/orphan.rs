@@ -5,9 +5,9 @@
 //! to decide; the kernel gives it net.ipv4.tcp_fin_timeout (60 s), or TCP_LINGER2 seconds.
 //!
 //! ```text
-//!   --how close      TCP_LINGER2=1 --> close             FIN_WAIT2 ... 1 s ...  (nothing)
-//!   --how shutdown   TCP_LINGER2=1 --> shutdown(SHUT_WR) FIN_WAIT2 ............ recv: the answer
-//!   server           recv: 0 ............ CLOSE_WAIT, until it closes ......... send: the answer
+//!   --how close      connect --> TCP_LINGER2=1 --> close      FIN_WAIT2 ... 1 s ... (nothing)
+//!   --how shutdown   connect --> TCP_LINGER2=1 --> shutdown   FIN_WAIT2 ........... recv: the answer
+//!   server           accept --> recv: 0         CLOSE_WAIT, until it closes ....... send: the answer
 //! ```
 //!
 //! What to notice: the server is in CLOSE_WAIT in both cases, for as long as it forgets to close;

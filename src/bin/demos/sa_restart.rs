@@ -12,7 +12,7 @@
 //!   nanosleep                EINTR    EINTR
 //! ```
 //!
-//! What to notice: SO_RCVTIMEO changes what a signal does to recv, though it never runs out
+//! What to notice: SO_RCVTIMEO changes what a signal does to recv, though it has not run out
 //! (self_pipe.rs). BSD's signal(2), and so glibc's, sets SA_RESTART; sigaction(2) leaves it out.
 //! Break it: SIGSTOP, then SIGCONT: no handler runs, and yet epoll_wait and the recv with a timeout
 //! fail with EINTR.

@@ -5,7 +5,7 @@
 //! milliseconds how long data may stay unacknowledged before the connection is given up.
 //!
 //! ```text
-//!   client   TCP_USER_TIMEOUT=1000 --> send: 5 --> poll ............ POLLERR --> SO_ERROR
+//!   client   connect --> TCP_USER_TIMEOUT=1000 --> send: 5 --> poll ... POLLERR --> SO_ERROR
 //!   wire     5 bytes --- 0.2 s --- again --- 0.4 s --- again --- ... 1 s: no more    ETIMEDOUT
 //!   firewall (drops all that comes from the client)
 //! ```
