@@ -87,14 +87,18 @@ fn a_capture_that_broke_off_is_invalid(#[case] signal: Signal) {
 #[test]
 fn an_experiment_with_such_a_capture_fails_its_test() {
     let run = || {
-        experiment!("", "Does a test fail if its experiment is invalid?", |lab| {
-            let capture = lab.capture()?;
-            capture.program("client").signal(Signal::SIGKILL)?;
-            capture.program("client").ending()?;
-            lab.claim("this claim passes", true);
-            capture.finish()?;
-            Ok(())
-        });
+        experiment!(
+            "",
+            "Does a test fail if its experiment is invalid? (This one is, on purpose.)",
+            |lab| {
+                let capture = lab.capture()?;
+                capture.program("client").signal(Signal::SIGKILL)?;
+                capture.program("client").ending()?;
+                lab.claim("this claim passes", true);
+                capture.finish()?;
+                Ok(())
+            }
+        );
     };
     // Its report is not for whoever runs us: this invalid experiment is as it should be.
     let panic = quietly(run).expect_err("an invalid experiment must fail its test");
@@ -109,7 +113,7 @@ fn one_that_differs(kernels: &'static str, comes: bool) -> String {
         suite: "laboratory",
         function: "one_that_differs",
         case: format!("{}-{comes}", kernels.replace(' ', "-")),
-        question: "What becomes of a claim that does not hold on this kernel?",
+        question: "What becomes of a claim that does not hold on this kernel? (As here, on purpose.)",
         lab: program!("lab"),
         package: env!("CARGO_MANIFEST_DIR"),
         kernels,
