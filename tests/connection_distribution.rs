@@ -9,7 +9,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::callers::Callers;
-use common::pool::Pool;
+use common::pool::{EPOLL, Pool};
 use rstest::rstest;
 use serverlab::lab::capture::Depth;
 use serverlab::lab::experiment::Lab;
@@ -308,10 +308,7 @@ fn idle(server: &str) -> (Program, &'static [i64]) {
         "prefork-accept-server" => (program!("prefork-accept-server"), &[libc::SYS_accept4]),
         "prethread-accept-server" => (program!("prethread-accept-server"), &[libc::SYS_accept4]),
         "prefork-fdpass-server" => (program!("prefork-fdpass-server"), &[libc::SYS_recvmsg]),
-        "prefork-epoll-exclusive-server" => (
-            program!("prefork-epoll-exclusive-server"),
-            &[libc::SYS_epoll_wait, libc::SYS_epoll_pwait],
-        ),
+        "prefork-epoll-exclusive-server" => (program!("prefork-epoll-exclusive-server"), EPOLL),
         other => panic!("it is not said what {other} waits in"),
     }
 }

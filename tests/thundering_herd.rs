@@ -11,7 +11,7 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::pool::{Pool, Sleeps};
+use common::pool::{EPOLL, Pool, SELECT, Sleeps};
 use rstest::rstest;
 use serverlab::lab::experiment::Lab;
 use serverlab::lab::program::Program;
@@ -22,8 +22,6 @@ use serverlab::{experiment, program};
 const CONNECTIONS: usize = 40;
 
 const ACCEPT: &[i64] = &[libc::SYS_accept, libc::SYS_accept4];
-const SELECT: &[i64] = &[libc::SYS_select, libc::SYS_pselect6];
-const EPOLL: &[i64] = &[libc::SYS_epoll_wait, libc::SYS_epoll_pwait];
 const LOCKED: &[i64] = &[libc::SYS_accept, libc::SYS_accept4, libc::SYS_futex, libc::SYS_flock];
 const CHANNEL: &[i64] = &[libc::SYS_recvmsg];
 

@@ -47,7 +47,7 @@ fn set_feature(socket: i32, interface: &str, command: u32) -> nix::Result<()> {
     // SAFETY: all fields of ifreq are integers or pointers, for which zero is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes().take(libc::IFNAMSIZ - 1)) {
-        *to = from.cast_signed();
+        *to = from as libc::c_char; // signed on x86-64, unsigned on aarch64
     }
     request.ifr_ifru.ifru_data = (&raw mut off).cast();
     // SAFETY: the kernel reads `request` and `off`, which outlive the call.

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use anyhow::Context as _;
 use clap::Args;
 use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -117,20 +118,12 @@ fn open_here(interface: &str) -> anyhow::Result<OwnedFd> {
 
 /// Binds a packet socket to all protocols of an interface of its own namespace.
 fn bind(socket: &OwnedFd, interface: &str) -> anyhow::Result<()> {
-    // SAFETY: all fields of ifreq are integers or pointers, for which zero is a value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes().take(libc::IFNAMSIZ - 1)) {
-        *to = from.cast_signed();
-    }
-    // SAFETY: the kernel reads and writes `request`, which outlives the call.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFINDEX, &raw mut request) };
-    Errno::result(result).with_context(|| format!("no interface {interface}"))?;
+    let index = if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?;
     // SAFETY: all fields of sockaddr_ll are integers.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-    // SAFETY: SIOCGIFINDEX has filled in this member of the union.
-    address.sll_ifindex = unsafe { request.ifr_ifru.ifru_ifindex };
+    address.sll_ifindex = index.cast_signed();
     let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
     // SAFETY: `address` is a sockaddr_ll of this length and outlives the call.
     let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };

@@ -26,6 +26,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What a worker that serves one of our clients sleeps in.
 const SERVING: [i64; 1] = [libc::SYS_recvfrom];
 
+/// The system calls that select(2) and epoll_wait(2) may be. A newer architecture has no old ones.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const SELECT: &[i64] = &[libc::SYS_select, libc::SYS_pselect6];
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) const SELECT: &[i64] = &[libc::SYS_pselect6];
+#[cfg(target_arch = "x86_64")]
+pub(crate) const EPOLL: &[i64] = &[libc::SYS_epoll_wait, libc::SYS_epoll_pwait];
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) const EPOLL: &[i64] = &[libc::SYS_epoll_pwait];
+
 /// A server with a pool, and how it stands.
 #[derive(Debug)]
 pub(crate) struct Pool<'a> {
