@@ -10,6 +10,7 @@ use serverlab::lab::experiment::Lab;
 use serverlab::lab::fault::Hook;
 use serverlab::lab::flow::{Flow, Side, Step};
 use serverlab::lab::host::Family;
+use serverlab::lab::packet::Flags;
 use serverlab::lab::process::Process;
 use serverlab::lab::sockets::TcpState::Established;
 use serverlab::{experiment, program};
@@ -24,11 +25,14 @@ fn keeping_alive(lab: &Lab, family: Family, port: u16) -> anyhow::Result<Process
     Ok(demo)
 }
 
-/// The client's probes: no data, and the number of a byte that has been acknowledged already.
+/// The client's probes: no data, and the number of a byte that has been acknowledged already. An ACK
+/// of the server's FIN may look like one, if a byte of the client's has overtaken it.
 fn probes(flow: &Flow) -> Vec<&Step> {
     let mut next = 1;
     let mut found = Vec::new();
-    for step in flow.steps.iter().filter(|step| step.from == Side::Client) {
+    let ends = |step: &&Step| step.from == Side::Server && step.flags.has(Flags::FIN);
+    let before_end = flow.steps.iter().take_while(|step| !ends(step));
+    for step in before_end.filter(|step| step.from == Side::Client) {
         if step.is_pure_ack() && step.seq == next - 1 {
             found.push(step);
         }
