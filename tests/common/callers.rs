@@ -102,13 +102,24 @@ impl Caller {
         self.socket.write_all(text.as_bytes()).with_context(|| format!("send {text:?}"))
     }
 
+    /// recv(2), again after a signal: where there is a time limit, SIGCHLD of anybody's child in this
+    /// process may interrupt it, though nobody handles it (signal(7)).
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.socket.read(buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                read => return read,
+            }
+        }
+    }
+
     /// Receives so many bytes of answer, and checks them.
     pub(crate) fn hear(&mut self, bytes: usize) -> anyhow::Result<()> {
         let mut left = bytes;
         let mut buffer = vec![0; FILLER.len()];
         while left > 0 {
             let wanted = left.min(buffer.len());
-            let heard = match self.socket.read(&mut buffer[..wanted]) {
+            let heard = match self.read(&mut buffer[..wanted]) {
                 Ok(0) => bail!("the connection ended {left} bytes before the end of {bytes}"),
                 Ok(heard) => heard,
                 Err(error) => {
@@ -124,7 +135,7 @@ impl Caller {
 
     /// Waits for the end of the connection. Nothing may come before it.
     pub(crate) fn end(&mut self) -> anyhow::Result<End> {
-        match self.socket.read(&mut [0; 64]) {
+        match self.read(&mut [0; 64]) {
             Ok(0) => Ok(End::Fin),
             Ok(count) => bail!("{count} bytes where the end was expected"),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(End::Rst),
@@ -136,7 +147,7 @@ impl Caller {
     pub(crate) fn ended_within(&mut self, time: Duration) -> anyhow::Result<bool> {
         let before = self.socket.read_timeout()?;
         self.socket.set_read_timeout(Some(time))?;
-        let read = self.socket.read(&mut [0; 64]);
+        let read = self.read(&mut [0; 64]);
         self.socket.set_read_timeout(before)?;
         match read {
             Ok(0) => Ok(true),
