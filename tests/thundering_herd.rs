@@ -39,6 +39,9 @@ struct Woken {
 
 impl Woken {
     fn count(pool: &Pool<'_>, workers: usize) -> anyhow::Result<Woken> {
+        // What a worker does for the first time may have to wait for a page of its program, and that
+        // is a sleep, too.
+        pool.spaced(workers)?;
         let before = pool.sleeps()?;
         let served = pool.spaced(CONNECTIONS)?;
         let after = pool.sleeps()?;
