@@ -13,7 +13,8 @@
 //! A process that shares its listener with others must not shut it down. It relies on EINTR, and
 //! makes good for the race with a timer: SIGALRM interrupts it again and again until it has ended.
 //!
-//! shutdown(2) is async-signal-safe (signal-safety(7)), and setitimer(2) is a bare system call.
+//! shutdown(2) and getpid(2) are async-signal-safe (signal-safety(7)), and setitimer(2) is a bare
+//! system call.
 #![allow(unsafe_code, reason = "installs signal handlers and calls shutdown(2) in them")]
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -83,7 +84,8 @@ extern "C" fn interrupt(_: libc::c_int) {}
 fn handle_signals() -> nix::Result<()> {
     let action = SigAction::new(SigHandler::Handler(handler), SaFlags::empty(), SigSet::empty());
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        // SAFETY: the handler calls only shutdown(2), touches only atomics and restores errno.
+        // SAFETY: the handler makes only bare system calls (shutdown(2), getpid(2), setitimer(2)),
+        // touches only atomics and restores errno.
         unsafe { sigaction(signal, &action) }?;
     }
     Ok(())

@@ -48,7 +48,7 @@ fn main() -> net::Result {
             }
         };
         event!("accepted", peer = peer, fd = connection.as_raw_fd());
-        drain::serving(&connection); // the child, which has the handlers and what they know
+        drain::serving(&connection); // for the child: SIGTERM's handler comes over with fork
         // SAFETY: the process has one thread, so the child may do whatever its parent might.
         match unsafe { fork() } {
             Ok(ForkResult::Child) => serve_and_exit(listener, connection, peer, &args),
