@@ -1,5 +1,7 @@
 //! `lab` on bad input: one line that says what to do, a status that is not zero, nothing left.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use assert_cmd::Command;
 use predicates::prelude::*;
 use predicates::str::contains;
@@ -59,6 +61,23 @@ fn captures_that_cannot_be_written_stop_the_run_before_it_begins() {
         .stderr(
             one_line().and(contains("cannot write to /proc/nowhere")).and(contains("--captures")),
         );
+}
+
+#[test]
+fn a_suite_that_dies_fails_the_run_and_is_told_again_at_its_end() {
+    let suites = tempfile::tempdir().expect("a folder");
+    let captures = tempfile::tempdir().expect("a folder");
+    let suite = suites.path().join("broken");
+    std::fs::write(&suite, "#!/bin/sh\necho its last words >&2\nkill -9 $$\n").expect("a suite");
+    std::fs::set_permissions(&suite, std::fs::Permissions::from_mode(0o755)).expect("its mode");
+    let run = lab()
+        .env("LAB_SUITES", suites.path())
+        .args(["run", "--captures"])
+        .arg(captures.path())
+        .assert()
+        .code(1);
+    let told = "suite broken failed outside its experiments: signal: 9 (SIGKILL)";
+    run.stdout(contains(told).count(2).and(contains("its last words").count(2)));
 }
 
 #[test]

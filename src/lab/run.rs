@@ -237,7 +237,7 @@ fn run_suite(
             News::Ended(status) => {
                 let status = status?;
                 if !status.success() && !failed {
-                    show.suite_failed(&suite.name, status, &output);
+                    show.suite_failed(status, &output);
                 }
             }
         }
@@ -263,12 +263,16 @@ fn read_output(child: &mut Child, news: &Sender<News>) {
 struct Show {
     started: Instant,
     suites: usize,
-    current: String,
+    /// Which suite runs, and its number among them.
+    suite: String,
+    number: usize,
     running: BTreeMap<String, Vec<Claim>>,
     progress: bool,
     counts: [usize; 5],
     claims: usize,
     broken_suites: usize,
+    /// The lines of all that failed or was invalid: to be read again at the end.
+    bad: Vec<String>,
 }
 
 const BOLD: Style = Style::new().bold();
@@ -285,22 +289,30 @@ fn style(verdict: &Verdict) -> Style {
     colour.on_default().bold()
 }
 
+/// Whether the run fails with it.
+fn is_bad(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Fail(_) | Verdict::Invalid(_))
+}
+
 impl Show {
     fn new(suites: usize) -> Show {
         Show {
             started: Instant::now(),
             suites,
-            current: String::new(),
+            suite: String::new(),
+            number: 0,
             running: BTreeMap::new(),
             progress: std::io::stderr().is_terminal(),
             counts: [0; 5],
             claims: 0,
             broken_suites: 0,
+            bad: Vec::new(),
         }
     }
 
     fn suite(&mut self, number: usize, name: &str) {
-        self.current = format!("suite {number} of {}: {name}", self.suites);
+        self.number = number;
+        name.clone_into(&mut self.suite);
         self.print(&format!("{BOLD}{name}{BOLD:#}"));
     }
 
@@ -315,7 +327,7 @@ impl Show {
                 let claims = self.running.remove(&experiment.name).unwrap_or_default();
                 self.experiment(&experiment.name, &verdict, &network, millis, &claims);
                 self.show_progress();
-                return matches!(verdict, Verdict::Fail(_) | Verdict::Invalid(_));
+                return is_bad(&verdict);
             }
         }
         self.show_progress();
@@ -338,7 +350,11 @@ impl Show {
             Verdict::Skip(_) => 3,
             Verdict::Invalid(_) => 4,
         }] += 1;
-        self.print(&format!("  {name} {DIM}{network}, {millis} ms{DIM:#}"));
+        let title = format!("{name} {DIM}{network}, {millis} ms{DIM:#}");
+        self.print(&format!("  {title}"));
+        if is_bad(verdict) {
+            self.bad.push(format!("  {} {title}", self.suite));
+        }
         for claim in claims {
             self.verdict(&claim.verdict, &claim.sentence);
         }
@@ -352,24 +368,23 @@ impl Show {
         }
     }
 
-    fn verdict(&self, verdict: &Verdict, sentence: &str) {
+    fn verdict(&mut self, verdict: &Verdict, sentence: &str) {
         let style = style(verdict);
-        let mut lines = verdict.detail().lines();
-        let sentence = if sentence.is_empty() { lines.next().unwrap_or("") } else { sentence };
-        self.print(&format!("    {style}{:<7}{style:#} {sentence}", verdict.word()));
-        for line in lines {
-            self.print(&format!("            {line}"));
+        let mut details = verdict.detail().lines();
+        let sentence = if sentence.is_empty() { details.next().unwrap_or("") } else { sentence };
+        let mut lines = vec![format!("    {style}{:<7}{style:#} {sentence}", verdict.word())];
+        lines.extend(details.map(|line| format!("            {line}")));
+        self.print(&lines.join("\n"));
+        if is_bad(verdict) {
+            self.bad.extend(lines);
         }
     }
 
-    fn suite_failed(&mut self, name: &str, status: ExitStatus, output: &str) {
+    fn suite_failed(&mut self, status: ExitStatus, output: &str) {
         self.broken_suites += 1;
-        let verdict =
-            Verdict::Fail(format!("suite {name} failed outside its experiments: {status}"));
-        self.verdict(&verdict, "");
-        for line in output.lines() {
-            self.print(&format!("            {line}"));
-        }
+        let name = &self.suite;
+        let what = format!("suite {name} failed outside its experiments: {status}\n{output}");
+        self.verdict(&Verdict::Fail(what), "");
     }
 
     fn print(&self, line: &str) {
@@ -380,7 +395,8 @@ impl Show {
     fn show_progress(&self) {
         if self.progress {
             let names: Vec<&str> = self.running.keys().map(String::as_str).collect();
-            let mut line = format!("{} · {}", self.current, names.join(", "));
+            let Show { suite, number, suites, .. } = self;
+            let mut line = format!("suite {number} of {suites}: {suite} · {}", names.join(", "));
             line.truncate(line.floor_char_boundary(76));
             eprint!("\r\x1b[K{line}");
             let _ = std::io::stderr().flush();
@@ -408,7 +424,53 @@ impl Show {
         if self.broken_suites > 0 {
             self.print(&format!("{} suites failed outside experiments", self.broken_suites));
         }
+        if !good {
+            self.print(&format!("What failed:\n{}", self.bad.join("\n")));
+        }
         self.print(&format!("The evidence is in {}", captures.display()));
         good
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::report::Experiment;
+
+    fn experiment(show: &mut Show, name: &str, claims: &[(&str, Verdict)]) -> bool {
+        let experiment = Experiment { suite: "tides".to_owned(), name: name.to_owned() };
+        show.message(Message::Begun(experiment.clone()));
+        let mut worst = Verdict::Pass;
+        for (sentence, verdict) in claims {
+            let claim = Claim { sentence: (*sentence).to_owned(), verdict: verdict.clone() };
+            show.message(Message::Claimed(experiment.clone(), claim));
+            if *verdict != Verdict::Pass {
+                worst = verdict.clone();
+            }
+        }
+        show.message(Message::Ended {
+            experiment,
+            verdict: worst,
+            network: "netns".to_owned(),
+            millis: 7,
+        })
+    }
+
+    #[test]
+    fn what_failed_is_kept_for_the_end_and_nothing_else() {
+        let mut show = Show::new(1);
+        show.suite(1, "tides");
+        let skipped = Verdict::Skip("no moon".to_owned());
+        let failed = Verdict::Fail("left: 1".to_owned());
+        assert!(!experiment(&mut show, "good", &[("water is wet", Verdict::Pass)]));
+        assert!(!experiment(&mut show, "skipped", &[("spring tide", skipped)]));
+        let claims = [("it rises", Verdict::Pass), ("it falls", failed)];
+        assert!(experiment(&mut show, "bad", &claims));
+        let kept = show.bad.iter().map(|line| anstream::adapter::strip_str(line).to_string());
+        let kept: Vec<String> = kept.collect();
+        assert_eq!(
+            kept,
+            ["  tides bad netns, 7 ms", "    FAIL    it falls", "            left: 1"]
+        );
     }
 }
