@@ -70,9 +70,11 @@ acts! {
     kept_connection, "kept connection", Plain,
         |_| "fifty requests on one connection get fifty answers, also when sent in one segment".into();
     two_hundred, "200 at once", Plain,
-        |_| "200 clients at once are all answered".into();
+        |_| "200 clients who are all there before the first is accepted are all answered".into();
     says_nothing, "says nothing", Plain,
-        |design| format!("clients that say nothing: {}", others(design));
+        |design| format!("clients that say nothing: {}{}", others(design),
+            if design.holds == Holds::Worker { "; once every worker has such a client, the others \
+                wait until they are gone" } else { "" });
     closes_at_once, "closes at once", Plain,
         |_| "clients that close at once leave nothing".into();
     junk, "junk", Plain,
@@ -149,22 +151,34 @@ fn kept_connection(stage: &mut Stage<'_>) -> anyhow::Result<()> {
 }
 
 fn two_hundred(stage: &mut Stage<'_>) -> anyhow::Result<()> {
-    stage.crowd(&["-c", "200"])?;
+    let stopped = stage.stop_all()?;
+    let crowd = stage.start_crowd(&["-c", "200"])?;
+    until(
+        "200 clients in the queue",
+        stage.patience,
+        || Ok((stage.queue()? == 200).then_some(())),
+    )?;
+    stage.resume(&stopped)?;
+    Stage::all_answered(&crowd)?;
     stage.aftermath(Vec::new())
 }
 
 fn says_nothing(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     // More than there are threads, where each client is to hold up nobody; else one is enough.
     let count = if stage.design.holds == Holds::Nobody { 2 * WORKERS } else { 1 };
-    let mut silent = Vec::new();
-    for _ in 0..count {
-        let caller = stage.callers.connect()?;
-        stage.row_until("an accepted connection", &caller, |row| row.inode != 0)?;
-        silent.push(caller);
+    let mut silent = (0..count).map(|_| stage.silent()).collect::<Result<Vec<_>, _>>()?;
+    let mut waiting = stage.beside(&silent[0])?;
+    if stage.design.holds == Holds::Worker {
+        for _ in 1..WORKERS {
+            silent.push(stage.silent()?);
+        }
+        for _ in 0..2 * WORKERS {
+            waiting.push(stage.asking()?);
+        }
+        stage.all_asleep()?;
     }
-    let waiting = stage.beside(&silent[0])?;
-    for caller in &silent {
-        ensure!(!caller.has_news()?, "a silent client was told something");
+    for caller in silent.iter().chain(&waiting) {
+        ensure!(!caller.has_news()?, "a client was told something that should be waiting");
     }
     drop(silent);
     stage.aftermath(waiting)
@@ -400,8 +414,7 @@ fn worker_killed(stage: &mut Stage<'_>) -> anyhow::Result<()> {
 }
 
 fn first_killed(stage: &mut Stage<'_>) -> anyhow::Result<()> {
-    let held = stage.callers.connect()?;
-    stage.row_until("an accepted connection", &held, |row| row.inode != 0)?;
+    let held = stage.silent()?;
     stage.server.signal(Signal::SIGKILL)?;
     the_next_server_has_the_port(stage)?;
     drop(held);
@@ -421,12 +434,8 @@ fn drains(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     let mut served = stage.callers.connect_with_buffer(64 * 1024)?;
     served.say(&format!("{LARGE}\n"))?;
     stage.row_until("an answer under way", &served, |row| row.send_queue > 10_000)?;
-    let mut silent = None;
-    if matches!(stage.design.holds, Holds::Nobody | Holds::Worker) {
-        let caller = stage.callers.connect()?;
-        stage.row_until("an accepted connection", &caller, |row| row.inode != 0)?;
-        silent = Some(caller);
-    }
+    let beside = matches!(stage.design.holds, Holds::Nobody | Holds::Worker);
+    let silent = beside.then(|| stage.silent()).transpose()?;
     stage.server.signal(Signal::SIGTERM)?;
     stage.no_listener()?;
     let waits = stage.design.shares == Shares::Listener;

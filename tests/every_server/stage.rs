@@ -256,6 +256,20 @@ impl<'a> Stage<'a> {
         Ok(listeners.iter().map(|row| row.receive_queue).sum())
     }
 
+    /// How many connections wait for anybody to accept them.
+    pub(crate) fn queue(&self) -> anyhow::Result<u32> {
+        let rows = self.rows()?;
+        let listeners = rows.iter().filter(|row| row.state == TcpState::Listen);
+        Ok(listeners.map(|row| row.receive_queue).sum())
+    }
+
+    /// A client that has been accepted and says nothing.
+    pub(crate) fn silent(&self) -> anyhow::Result<Caller> {
+        let caller = self.callers.connect()?;
+        self.row_until("an accepted connection", &caller, |row| row.inode != 0)?;
+        Ok(caller)
+    }
+
     /// A client that has asked for a quick answer.
     pub(crate) fn asking(&self) -> anyhow::Result<Caller> {
         let mut caller = self.callers.connect()?;
@@ -356,12 +370,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Many clients at once, each in a process of its own; all must be answered.
-    pub(crate) fn crowd(&self, flags: &[&str]) -> anyhow::Result<()> {
-        Stage::all_answered(&self.start_crowd(flags)?)
-    }
-
-    /// Starts the crowd.
+    /// Starts many clients at once, each in a process of its own.
     pub(crate) fn start_crowd(&self, flags: &[&str]) -> anyhow::Result<Process> {
         let host = self.lab.server().address(self.family);
         let timeout = self.patience.as_secs_f64();
@@ -369,7 +378,7 @@ impl<'a> Stage<'a> {
         command.args(args!["-i", host, "-p", self.port, "--timeout", timeout]).args(flags).spawn()
     }
 
-    /// Waits for the crowd's end.
+    /// Waits for their end: all must have been answered.
     pub(crate) fn all_answered(crowd: &Process) -> anyhow::Result<()> {
         let ending = crowd.ending()?;
         let said = crowd.stdout();

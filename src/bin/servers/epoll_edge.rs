@@ -14,7 +14,8 @@
 //! What to notice: no epoll_ctl MOD, whatever the client's pace; one recv more, that ends with
 //! EAGAIN. A client who sends and reads without end would never let go, so each has a turn, and who
 //! is not finished is kept in a list of our own: the kernel will not say it again.
-//! Break it: `--bug no-drain` stops after one turn and forgets: an answer of 5 MB stays unfinished.
+//! Break it: `--bug no-drain` stops after one turn and forgets: of 25 requests that come in one
+//! segment some are never answered.
 //! Compare: epoll.rs, which is told as long as a socket is ready; epoll_oneshot.rs, with threads.
 //! Run: cargo run --bin epoll-edge-server       then: cargo run --bin client -- -c 50 -b 5000000
 //! See: epoll(7) "Level-triggered and edge-triggered"; TLPI 63.4.6.
