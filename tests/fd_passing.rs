@@ -105,7 +105,7 @@ impl<'a> Passing<'a> {
 
 fn row_of(lab: &Lab, caller: &Caller) -> anyhow::Result<Option<SocketRow>> {
     let rows = lab.server().tcp_sockets()?;
-    Ok(rows.into_iter().find(|row| row.remote == caller.address()))
+    Ok(rows.into_iter().find(|row| caller.is_peer_of(row)))
 }
 
 /// A whole conversation with a server that answers 10 bytes; the client closes first.
@@ -328,8 +328,9 @@ fn channels_apart(passing: &Passing<'_>) -> anyhow::Result<Verdict> {
         let open = seen.descriptors.iter().map(|open| open.target.clone());
         open.filter(|target| target.starts_with("socket:")).collect()
     };
-    let listener = passing.lab.server().tcp_sockets()?;
-    let listener = listener.iter().find(|row| row.local.port() == passing.port);
+    let rows = passing.lab.server().tcp_sockets()?;
+    let ours = |row: &&SocketRow| row.local.port() == passing.port && row.state == TcpState::Listen;
+    let listener = rows.iter().find(ours);
     let listener = format!("socket:[{}]", listener.context("there is no listener")?.inode);
     let mut all = Vec::new();
     for child in passing.children()? {

@@ -58,7 +58,7 @@ impl Waiting {
         let held = callers.connect()?;
         until("an accepted connection", PATIENCE, || {
             let rows = lab.server().tcp_sockets()?;
-            let accepted = rows.iter().any(|row| row.remote == held.address() && row.inode != 0);
+            let accepted = rows.iter().any(|row| held.is_peer_of(row) && row.inode != 0);
             Ok(accepted.then_some(()))
         })?;
         let mut queue = Vec::new();

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use nix::sys::socket::{SockaddrStorage, connect, setsockopt, sockopt};
 use serverlab::lab::host::Host;
+use serverlab::lab::sockets::SocketRow;
 use serverlab::net::request::FILLER;
 
 /// Sockets are fetched from their host so many at a time.
@@ -55,7 +56,8 @@ impl<'a> Callers<'a> {
             .map_err(io::Error::from)
             .with_context(|| format!("connect to {}", self.to))?;
         let address = socket.local_addr()?;
-        Ok(Caller { address: SocketAddr::new(address.ip(), address.port()), socket })
+        let address = SocketAddr::new(address.ip(), address.port());
+        Ok(Caller { address, to: self.to, socket })
     }
 
     fn socket(&self) -> anyhow::Result<OwnedFd> {
@@ -79,6 +81,7 @@ impl<'a> Callers<'a> {
 #[derive(Debug)]
 pub(crate) struct Caller {
     address: SocketAddr,
+    to: SocketAddr,
     socket: TcpStream,
 }
 
@@ -95,6 +98,12 @@ impl Caller {
     /// Its own address, by which the server knows it.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Whether this is its server's side of the connection. Its own address alone does not say so:
+    /// TCP may remember a client of another port's who had it (TIME_WAIT).
+    pub(crate) fn is_peer_of(&self, row: &SocketRow) -> bool {
+        row.remote == self.address && row.local == self.to
     }
 
     /// Sends this.

@@ -180,8 +180,7 @@ impl<'a> Stage<'a> {
 
     /// The server's side of this client's connection, if there is one.
     pub(crate) fn row_of(&self, caller: &Caller) -> anyhow::Result<Option<SocketRow>> {
-        let from = caller.address();
-        Ok(self.rows()?.into_iter().find(|row| row.remote == from))
+        Ok(self.rows()?.into_iter().find(|row| caller.is_peer_of(row)))
     }
 
     /// Waits until the server's side of this connection is as wanted.
