@@ -30,8 +30,9 @@ pub struct Requests {
     end: usize,
 }
 
-/// A client may send several requests at once; a buffer takes this many bytes of them.
-const BUFFER: usize = 512;
+/// A client may send several requests at once; a buffer takes this many bytes of them. Few enough to
+/// be cleared without memset(3), whose code would be one page fault more of each forked child's.
+const BUFFER: usize = 256;
 
 impl Requests {
     /// No bytes yet, under the limits that the server's arguments set.
@@ -48,7 +49,9 @@ impl Requests {
     /// Where the next `recv(2)` shall put its bytes; never empty after [`take`](Self::take) gave
     /// `None`. Tell [`filled`](Self::filled) how many came.
     pub fn space(&mut self) -> &mut [u8] {
-        self.pending.copy_within(self.start..self.end, 0);
+        if self.is_partial() {
+            self.pending.copy_within(self.start..self.end, 0);
+        }
         self.end -= self.start;
         self.start = 0;
         &mut self.pending[self.end..]
