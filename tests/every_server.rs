@@ -144,7 +144,7 @@ fn go_through(lab: &Lab, design: &Design, family: Family) -> anyhow::Result<()> 
     let mut acting = Acting::new(lab, design, family, None);
     let mut row = BTreeMap::new();
     // The runs one after another: a server is started for each, and again if an act has failed.
-    for run in [Run::Plain, Run::Limited, Run::Faults] {
+    for run in [Run::Plain, Run::Hurried, Run::Limited, Run::Faults] {
         for act in ACTS.iter().filter(|act| act.run == run) {
             let verdict = acting.perform(act);
             row.insert(act.name.to_owned(), verdict.clone());
@@ -191,7 +191,8 @@ impl<'a> Acting<'a> {
         let idle = IDLE.as_secs_f64().to_string();
         let (mut flags, open_files) = match run {
             Run::Plain | Run::Faults => (Vec::new(), None),
-            Run::Limited => (vec!["--idle-timeout", idle.as_str()], Some(OPEN_FILES)),
+            Run::Hurried => (vec!["--idle-timeout", idle.as_str()], None),
+            Run::Limited => (Vec::new(), Some(OPEN_FILES)),
         };
         flags.extend(self.bug.iter().flat_map(|bug| ["--bug", bug]));
         let patience = if self.bug.is_some() { WITH_A_BUG } else { PATIENCE };
