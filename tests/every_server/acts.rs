@@ -146,6 +146,7 @@ fn kept_connection(stage: &mut Stage<'_>) -> anyhow::Result<()> {
         caller.say(&format!("{number}\n"))?;
         caller.hear(number)?;
     }
+    stage.all_asleep()?; // so that the segment is one event
     caller.say(&"7\n".repeat(25))?;
     caller.hear(7 * 25)?;
     drop(caller);
