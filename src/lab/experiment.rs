@@ -268,6 +268,7 @@ impl Lab {
         let count = |is: fn(&Verdict) -> bool| claims.iter().filter(|c| is(&c.verdict)).count();
         let failures = count(|verdict| matches!(verdict, Verdict::Fail(_)));
         let drifts = count(|verdict| matches!(verdict, Verdict::Drift(_)));
+        let invalid = count(|verdict| matches!(verdict, Verdict::Invalid(_)));
         match outcome {
             Err(error) => match error.downcast_ref::<Skip>() {
                 Some(skip) if skip.could_be_had() && everything_is_required() => {
@@ -283,6 +284,9 @@ impl Lab {
             Ok(()) if claims.is_empty() => Verdict::Invalid("it claims nothing".to_owned()),
             Ok(()) if failures > 0 => {
                 Verdict::Fail(format!("{failures} of {} claims fail", claims.len()))
+            }
+            Ok(()) if invalid > 0 => {
+                Verdict::Invalid(format!("{invalid} of {} claims prove nothing", claims.len()))
             }
             Ok(()) if drifts > 0 => {
                 self.seen.drift(&format!("{drifts} of {} claims drift", claims.len()))

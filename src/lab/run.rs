@@ -358,12 +358,9 @@ impl Show {
         for claim in claims {
             self.verdict(&claim.verdict, &claim.sentence);
         }
-        let ended_early = match verdict {
-            Verdict::Skip(_) | Verdict::Invalid(_) => true,
-            Verdict::Drift(_) => claims.iter().all(|claim| claim.verdict == Verdict::Pass),
-            Verdict::Pass | Verdict::Fail(_) => false,
-        };
-        if ended_early {
+        // What no claim says: why it was skipped, or ended before its claims.
+        let kind = std::mem::discriminant(verdict);
+        if !claims.iter().any(|claim| std::mem::discriminant(&claim.verdict) == kind) {
             self.verdict(verdict, "");
         }
     }
@@ -437,23 +434,23 @@ mod tests {
     use super::*;
     use crate::lab::report::Experiment;
 
+    fn named(name: &str) -> Experiment {
+        Experiment { suite: "tides".to_owned(), name: name.to_owned() }
+    }
+
     fn experiment(show: &mut Show, name: &str, claims: &[(&str, Verdict)]) -> bool {
-        let experiment = Experiment { suite: "tides".to_owned(), name: name.to_owned() };
-        show.message(Message::Begun(experiment.clone()));
-        let mut worst = Verdict::Pass;
+        show.message(Message::Begun(named(name)));
         for (sentence, verdict) in claims {
             let claim = Claim { sentence: (*sentence).to_owned(), verdict: verdict.clone() };
-            show.message(Message::Claimed(experiment.clone(), claim));
-            if *verdict != Verdict::Pass {
-                worst = verdict.clone();
-            }
+            show.message(Message::Claimed(named(name), claim));
         }
-        show.message(Message::Ended {
-            experiment,
-            verdict: worst,
-            network: "netns".to_owned(),
-            millis: 7,
-        })
+        let (_, last) = claims.last().expect("a claim");
+        ended(show, name, last.clone())
+    }
+
+    fn ended(show: &mut Show, name: &str, verdict: Verdict) -> bool {
+        let network = "netns".to_owned();
+        show.message(Message::Ended { experiment: named(name), verdict, network, millis: 7 })
     }
 
     #[test]
@@ -466,11 +463,18 @@ mod tests {
         assert!(!experiment(&mut show, "skipped", &[("spring tide", skipped)]));
         let claims = [("it rises", Verdict::Pass), ("it falls", failed)];
         assert!(experiment(&mut show, "bad", &claims));
+        assert!(ended(&mut show, "required", Verdict::Fail("skipped, but required".to_owned())));
         let kept = show.bad.iter().map(|line| anstream::adapter::strip_str(line).to_string());
         let kept: Vec<String> = kept.collect();
         assert_eq!(
             kept,
-            ["  tides bad netns, 7 ms", "    FAIL    it falls", "            left: 1"]
+            [
+                "  tides bad netns, 7 ms",
+                "    FAIL    it falls",
+                "            left: 1",
+                "  tides required netns, 7 ms",
+                "    FAIL    skipped, but required",
+            ]
         );
     }
 }
