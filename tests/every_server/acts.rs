@@ -9,7 +9,7 @@ use serverlab::lab::process::Ending;
 use serverlab::lab::procfs::Seen;
 use serverlab::lab::wait::until;
 
-use crate::common::callers::{Caller, End};
+use crate::common::callers::End;
 use crate::stage::{Design, Holds, QUICK, Shares, Stage, WORKERS};
 
 /// A large answer, in bytes: more than both sockets' buffers hold.
