@@ -67,9 +67,7 @@ impl Waiting {
             caller.say("10\n")?;
             queue.push(caller);
         }
-        until("clients in the queue", PATIENCE, || {
-            Ok((queue_length(lab, port)? == QUEUED).then_some(()))
-        })?;
+        until_queued(lab, port, QUEUED)?;
         Ok(Waiting { held, queue })
     }
 
@@ -88,11 +86,14 @@ impl Waiting {
     }
 }
 
-/// How many connections wait at this port to be accepted, in all listeners.
-fn queue_length(lab: &Lab, port: u16) -> anyhow::Result<usize> {
-    let rows = lab.server().tcp_sockets()?;
-    let rows = rows.iter().filter(|row| row.local.port() == port && row.state == TcpState::Listen);
-    Ok(rows.map(|row| row.receive_queue as usize).sum())
+/// Waits until so many connections wait at this port to be accepted, in all listeners.
+fn until_queued(lab: &Lab, port: u16, count: usize) -> anyhow::Result<()> {
+    until(&format!("{count} clients in the queue"), PATIENCE, || {
+        let rows = lab.server().tcp_sockets()?.into_iter();
+        let ours = rows.filter(|row| row.local.port() == port && row.state == TcpState::Listen);
+        let queued: usize = ours.map(|row| row.receive_queue as usize).sum();
+        Ok((queued == count).then_some(()))
+    })
 }
 
 /// RSTs that the server's side sent, and those that the host's kernel has counted.
@@ -166,11 +167,8 @@ fn a_listener_handed_over_loses_nobody(
                     waiting.held.end()?;
                     let mut late = callers.connect()?;
                     late.say("10\n")?;
-                    lab.claim_eq(
-                        "nobody serves, and one more client connects and waits",
-                        queue_length(lab, port)?,
-                        QUEUED + 1,
-                    );
+                    let waits = until_queued(lab, port, QUEUED + 1);
+                    lab.claim("nobody serves, and one more client connects and waits", waits);
                     waiting.queue.push(late);
                     let new = start(lab, &listener, BECOME, &[])?;
                     (waiting.outcome()?, Some(new))
