@@ -20,7 +20,7 @@ use serverlab::lab::lease::AGENTS;
 use serverlab::lab::network::Network;
 use serverlab::lab::process::{DEADLINE, Ending};
 use serverlab::lab::program::Program;
-use serverlab::lab::verdict::Invalid;
+use serverlab::lab::verdict::{Invalid, Verdict};
 use serverlab::lab::wait;
 use serverlab::{args, experiment, program};
 
@@ -104,6 +104,21 @@ fn an_experiment_with_such_a_capture_fails_its_test() {
     let panic = quietly(run).expect_err("an invalid experiment must fail its test");
     let message = panic.downcast_ref::<String>().expect("a message");
     assert!(message.contains("INVALID") && message.contains("the capture on client"), "{message}");
+}
+
+#[test]
+fn a_claim_that_proves_nothing_fails_its_test() {
+    let run = || {
+        let question = "Does a test fail if a claim is invalid? (This one is, on purpose.)";
+        experiment!("", question, |lab| {
+            lab.claim("this claim passes", true);
+            lab.claim("this one proves nothing", Verdict::Invalid("on purpose".to_owned()));
+            Ok(())
+        });
+    };
+    let panic = quietly(run).expect_err("an invalid claim must fail its test");
+    let message = panic.downcast_ref::<String>().expect("a message");
+    assert!(message.contains("INVALID: 1 of 2 claims prove nothing"), "{message}");
 }
 
 /// An experiment whose claim does not hold, or whose fact does not come in time, with this list of

@@ -20,7 +20,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 
 use super::lease::AGENTS;
-use super::report::{self, Message};
+use super::report::{self, Experiment, Message};
 use super::verdict::{Claim, Verdict};
 
 /// Arguments of `lab run`.
@@ -237,7 +237,7 @@ fn run_suite(
             News::Ended(status) => {
                 let status = status?;
                 if !status.success() && !failed {
-                    show.suite_failed(status, &output);
+                    show.suite_failed(&suite.name, status, &output);
                 }
             }
         }
@@ -263,9 +263,7 @@ fn read_output(child: &mut Child, news: &Sender<News>) {
 struct Show {
     started: Instant,
     suites: usize,
-    /// Which suite runs, and its number among them.
-    suite: String,
-    number: usize,
+    current: String,
     running: BTreeMap<String, Vec<Claim>>,
     progress: bool,
     counts: [usize; 5],
@@ -299,8 +297,7 @@ impl Show {
         Show {
             started: Instant::now(),
             suites,
-            suite: String::new(),
-            number: 0,
+            current: String::new(),
             running: BTreeMap::new(),
             progress: std::io::stderr().is_terminal(),
             counts: [0; 5],
@@ -311,8 +308,7 @@ impl Show {
     }
 
     fn suite(&mut self, number: usize, name: &str) {
-        self.number = number;
-        name.clone_into(&mut self.suite);
+        self.current = format!("suite {number} of {}: {name}", self.suites);
         self.print(&format!("{BOLD}{name}{BOLD:#}"));
     }
 
@@ -325,7 +321,7 @@ impl Show {
             }
             Message::Ended { experiment, verdict, network, millis } => {
                 let claims = self.running.remove(&experiment.name).unwrap_or_default();
-                self.experiment(&experiment.name, &verdict, &network, millis, &claims);
+                self.experiment(&experiment, &verdict, &network, millis, &claims);
                 self.show_progress();
                 return is_bad(&verdict);
             }
@@ -336,7 +332,7 @@ impl Show {
 
     fn experiment(
         &mut self,
-        name: &str,
+        experiment: &Experiment,
         verdict: &Verdict,
         network: &str,
         millis: u64,
@@ -350,10 +346,11 @@ impl Show {
             Verdict::Skip(_) => 3,
             Verdict::Invalid(_) => 4,
         }] += 1;
+        let Experiment { suite, name } = experiment;
         let title = format!("{name} {DIM}{network}, {millis} ms{DIM:#}");
         self.print(&format!("  {title}"));
         if is_bad(verdict) {
-            self.bad.push(format!("  {} {title}", self.suite));
+            self.bad.push(format!("  {suite} {title}"));
         }
         for claim in claims {
             self.verdict(&claim.verdict, &claim.sentence);
@@ -377,9 +374,8 @@ impl Show {
         }
     }
 
-    fn suite_failed(&mut self, status: ExitStatus, output: &str) {
+    fn suite_failed(&mut self, name: &str, status: ExitStatus, output: &str) {
         self.broken_suites += 1;
-        let name = &self.suite;
         let what = format!("suite {name} failed outside its experiments: {status}\n{output}");
         self.verdict(&Verdict::Fail(what), "");
     }
@@ -392,8 +388,7 @@ impl Show {
     fn show_progress(&self) {
         if self.progress {
             let names: Vec<&str> = self.running.keys().map(String::as_str).collect();
-            let Show { suite, number, suites, .. } = self;
-            let mut line = format!("suite {number} of {suites}: {suite} · {}", names.join(", "));
+            let mut line = format!("{} · {}", self.current, names.join(", "));
             line.truncate(line.floor_char_boundary(76));
             eprint!("\r\x1b[K{line}");
             let _ = std::io::stderr().flush();
@@ -432,7 +427,6 @@ impl Show {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::report::Experiment;
 
     fn named(name: &str) -> Experiment {
         Experiment { suite: "tides".to_owned(), name: name.to_owned() }

@@ -329,6 +329,9 @@ fn no_descriptor_left(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     }
     // Who spins is not found asleep.
     stage.all_asleep().context("while clients wait")?;
+    if matches!(stage.design.holds, Holds::Worker | Holds::Service) {
+        ensure!(!last.has_news()?, "it serves more clients at once than it can");
+    }
     drop(silent);
     stage.serve(vec![last]).context("beyond the descriptors")?;
     let tries = failures(stage) - failed;

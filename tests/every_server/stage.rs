@@ -145,7 +145,7 @@ impl<'a> Stage<'a> {
             return Ok(());
         }
         until("the end of the listener", self.patience, || {
-            Ok((!self.rows()?.iter().any(|row| row.state == TcpState::Listen)).then_some(()))
+            Ok(self.listeners()?.is_empty().then_some(()))
         })
     }
 
@@ -168,6 +168,12 @@ impl<'a> Stage<'a> {
     pub(crate) fn rows(&self) -> anyhow::Result<Vec<SocketRow>> {
         let mut rows = self.tables.borrow_mut().rows()?;
         rows.retain(|row| row.local.port() == self.port);
+        Ok(rows)
+    }
+
+    fn listeners(&self) -> anyhow::Result<Vec<SocketRow>> {
+        let mut rows = self.rows()?;
+        rows.retain(|row| row.state == TcpState::Listen);
         Ok(rows)
     }
 
@@ -249,17 +255,14 @@ impl<'a> Stage<'a> {
     fn queue_of(&self, pid: i32) -> anyhow::Result<u32> {
         let process = self.processes()?.into_iter().find(|seen| seen.pid == pid);
         let process = process.context("the process is gone")?;
-        let mut listeners = self.rows()?;
-        listeners.retain(|row| row.state == TcpState::Listen);
+        let mut listeners = self.listeners()?;
         listeners.retain(|row| !process.socket(row.inode).is_empty());
         Ok(listeners.iter().map(|row| row.receive_queue).sum())
     }
 
     /// How many connections wait for anybody to accept them.
     pub(crate) fn queue(&self) -> anyhow::Result<u32> {
-        let rows = self.rows()?;
-        let listeners = rows.iter().filter(|row| row.state == TcpState::Listen);
-        Ok(listeners.map(|row| row.receive_queue).sum())
+        Ok(self.listeners()?.iter().map(|row| row.receive_queue).sum())
     }
 
     /// A client that has been accepted and says nothing.
