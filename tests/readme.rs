@@ -120,7 +120,7 @@ fn headers(folder: &str) -> Vec<Header> {
 
 fn table(headers: &[Header]) -> String {
     let suites = suites();
-    let head = "| program | technique | what to notice | suites | UNP, TLPI |\n\
+    let head = "| program | technique | what to notice | suites (captures in `captures/SUITE/`) | UNP, TLPI |\n\
                 |---|---|---|---|---|\n";
     let mut table = String::new();
     let mut part = None;

@@ -17,7 +17,7 @@ use crate::net::listen::name;
 /// What an answer is made of, sent as often as it takes. Its content does not matter.
 pub static FILLER: [u8; 64 * 1024] = [b'x'; 64 * 1024];
 
-/// Longest request, in bytes, newline not counted: 20 digits hold every 64-bit count.
+/// Longest request, in bytes, its end not counted: 20 digits hold every 64-bit count.
 pub const MAX_REQUEST: usize = 20;
 
 /// Collects the bytes of requests, however TCP cuts or joins them.
@@ -77,7 +77,7 @@ impl Requests {
         let length = match (newline, self.framing) {
             (Some(length), _) => length,
             (None, Framing::Segment) if !pending.is_empty() => pending.len(),
-            (None, _) if pending.len() > MAX_REQUEST => return Err(BadRequest::TooLong),
+            (None, _) if without_cr(pending).len() > MAX_REQUEST => return Err(BadRequest::TooLong),
             (None, _) => return Ok(None),
         };
         let count = parse(&pending[..length], self.max_bytes)?;
@@ -87,7 +87,7 @@ impl Requests {
 }
 
 fn parse(text: &[u8], max_bytes: u64) -> Result<u64, BadRequest> {
-    let text = if let [before @ .., b'\r'] = text { before } else { text };
+    let text = without_cr(text);
     if text.len() > MAX_REQUEST {
         return Err(BadRequest::TooLong);
     }
@@ -99,6 +99,11 @@ fn parse(text: &[u8], max_bytes: u64) -> Result<u64, BadRequest> {
         Some(count) if count <= max_bytes => Ok(count),
         _ => Err(BadRequest::OverLimit),
     }
+}
+
+/// A line without the CR that telnet(1), and nc(1) with -C, send before the newline.
+fn without_cr(line: &[u8]) -> &[u8] {
+    if let [before @ .., b'\r'] = line { before } else { line }
 }
 
 /// Why a request cannot be answered.
@@ -265,6 +270,17 @@ mod tests {
         assert_eq!(requests.take(), Ok(Some(1024)));
         assert_eq!(requests.take(), Ok(None));
         assert!(!requests.is_partial());
+    }
+
+    #[test]
+    fn the_longest_request_may_be_cut_before_its_newline() {
+        let mut requests = requests(&[]);
+        for bytes in [&b"00000000000000001024"[..], b"\r"] {
+            feed(&mut requests, bytes);
+            assert_eq!(requests.take(), Ok(None));
+        }
+        feed(&mut requests, b"\n");
+        assert_eq!(requests.take(), Ok(Some(1024)));
     }
 
     #[test]
