@@ -32,8 +32,8 @@ pub struct Connection {
     answer: Option<(u64, u64)>,
     /// Whether an answer is being sent, or another complete request may be in the buffer.
     busy: bool,
-    /// Since when it has not moved on. Not kept up without an idle time-out.
-    since: Instant,
+    /// Since when it has not moved on, if there is an idle time-out.
+    since: Option<Instant>,
 }
 
 /// What a connection waits for.
@@ -52,7 +52,8 @@ const TURN: usize = 16;
 impl Connection {
     /// A client that has just been accepted, on a non-blocking socket.
     pub fn new(socket: TcpStream, peer: SocketAddr, args: &ServerArgs) -> Connection {
-        let (requests, since) = (Requests::new(args), Instant::now());
+        let since = (!args.idle_timeout.is_zero()).then(Instant::now);
+        let requests = Requests::new(args);
         Connection { socket, peer, requests, answer: None, busy: false, since }
     }
 
@@ -67,10 +68,10 @@ impl Connection {
     ///
     /// # Errors
     /// Why the connection has ended.
-    pub fn advance(&mut self, args: &ServerArgs) -> Result<Waits, Ended> {
+    pub fn advance(&mut self) -> Result<Waits, Ended> {
         self.busy = self.busy || self.receive()?;
         for _ in 0..TURN {
-            if !self.busy || !self.answer(args)? {
+            if !self.busy || !self.answer()? {
                 break;
             }
         }
@@ -83,10 +84,10 @@ impl Connection {
     ///
     /// # Errors
     /// Why the connection has ended.
-    pub fn exhaust(&mut self, args: &ServerArgs) -> Result<bool, Ended> {
+    pub fn exhaust(&mut self) -> Result<bool, Ended> {
         for _ in 0..TURN {
             if self.busy {
-                if !self.answer(args)? && self.busy {
+                if !self.answer()? && self.busy {
                     return Ok(true); // no room to send
                 }
             } else {
@@ -116,7 +117,7 @@ impl Connection {
 
     /// One send(2) of the answer to the next complete request. Whether it went: not, if the socket
     /// is full (EAGAIN), or if all that has come is answered, and then we are no longer busy.
-    fn answer(&mut self, args: &ServerArgs) -> Result<bool, Ended> {
+    fn answer(&mut self) -> Result<bool, Ended> {
         let fd = self.socket.as_raw_fd();
         if self.answer.is_none() {
             let Some(bytes) = self.requests.take().map_err(Ended::BadRequest)? else {
@@ -139,15 +140,13 @@ impl Connection {
             event!("sent", fd = fd, bytes = *bytes);
             self.answer = None;
         }
-        if !args.idle_timeout.is_zero() {
-            self.since = Instant::now(); // it moved on
-        }
+        self.since = self.since.map(|_| Instant::now()); // it moved on
         Ok(true)
     }
 
     /// Whether it has been idle for too long.
     pub fn is_late(&self, args: &ServerArgs) -> bool {
-        !args.idle_timeout.is_zero() && self.since.elapsed() >= args.idle_timeout
+        self.since.is_some_and(|since| since.elapsed() >= args.idle_timeout)
     }
 
     /// The socket.
@@ -209,28 +208,26 @@ impl<'a> Clients<'a> {
         fd
     }
 
-    /// Accepts all who wait, each by an accept4(2) with SOCK_NONBLOCK, until EAGAIN: the
-    /// descriptors of the new clients.
+    /// Accepts the next who waits, by accept4(2) with SOCK_NONBLOCK: the new client's descriptor, or
+    /// `None` at EAGAIN, when all have been accepted.
     ///
     /// # Errors
     /// What is about the listener itself.
-    pub fn accept_all(&mut self, listener: impl AsFd) -> nix::Result<Vec<RawFd>> {
-        let mut new = Vec::new();
+    pub fn accept(&mut self, listener: impl AsFd) -> nix::Result<Option<RawFd>> {
         while self.accepting() {
             match accept_nonblocking(listener.as_fd()) {
-                Ok((socket, peer)) => new.push(self.insert(socket, peer)),
+                Ok((socket, peer)) => return Ok(Some(self.insert(socket, peer))),
                 Err(Errno::EAGAIN) => break,
                 Err(errno) => self.accept_failed(errno)?,
             }
         }
-        Ok(new)
+        Ok(None)
     }
 
     /// Does what this client's socket allows now, and says what to wait for; `None`, once it has
     /// ended and is closed, or if it had been closed before: an event may be about one that was.
     pub fn advance(&mut self, fd: RawFd) -> Option<Waits> {
-        let args = self.args;
-        match self.get(fd)?.advance(args) {
+        match self.get(fd)?.advance() {
             Ok(waits) => Some(waits),
             Err(ended) => {
                 self.close(fd, ended);
@@ -262,9 +259,8 @@ impl<'a> Clients<'a> {
 
     /// The same until the socket would block: `true`, unless the turn was over before.
     pub fn exhaust(&mut self, fd: RawFd) -> bool {
-        let args = self.args;
         let Some(connection) = self.get(fd) else { return true };
-        connection.exhaust(args).unwrap_or_else(|ended| {
+        connection.exhaust().unwrap_or_else(|ended| {
             self.close(fd, ended);
             true
         })
@@ -410,7 +406,7 @@ impl<'a> SharedClients<'a> {
     ) -> nix::Result<()> {
         let mut place = self.lock(fd);
         let Some(connection) = &mut *place else { return Ok(()) };
-        match connection.advance(self.args) {
+        match connection.advance() {
             Ok(waits) => then(connection.socket(), waits),
             Err(ended) => {
                 self.close(place, ended);
@@ -433,8 +429,11 @@ impl<'a> SharedClients<'a> {
 
     /// Closes those who have been idle for too long, if it is time, and no other thread does it.
     pub fn close_idle(&self) {
+        if self.args.idle_timeout.is_zero() {
+            return;
+        }
         let Ok(mut swept) = self.swept.try_lock() else { return };
-        if self.args.idle_timeout.is_zero() || swept.elapsed() < pace(self.args) {
+        if swept.elapsed() < pace(self.args) {
             return;
         }
         *swept = Instant::now();

@@ -39,10 +39,11 @@ impl<T> Inbox<T> {
         self.bell.write(1).map(drop)
     }
 
-    /// Takes everything out: read(2) resets the bell first, so what is put in later rings again.
-    pub fn empty(&self) -> Vec<T> {
+    /// Takes everything out, into an empty list, which goes in for it: the two are only exchanged.
+    /// read(2) resets the bell first, so what is put in later rings again.
+    pub fn empty(&self, into: &mut Vec<T>) {
         let _ = self.bell.read(); // EAGAIN: it did not ring
-        std::mem::take(&mut *self.list.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::swap(&mut *self.list.lock().unwrap_or_else(PoisonError::into_inner), into);
     }
 }
 

@@ -15,6 +15,7 @@ use nix::sys::socket::{
 
 use crate::event;
 use crate::net::args::ServerArgs;
+use crate::net::event::is_quiet;
 
 /// Opens the listening socket that the arguments ask for and prints `listening`.
 ///
@@ -89,7 +90,8 @@ pub fn accept_one(address: SocketAddr) -> anyhow::Result<TcpStream> {
     Ok(connection)
 }
 
-/// One `accept4(2)`: the next connection, close-on-exec, and its peer's address.
+/// One `accept4(2)`: the next connection, close-on-exec, and its peer's address, or [`NOBODY`] with
+/// `-q`: only event lines tell it, so then the kernel is not asked for it.
 ///
 /// Unlike `TcpListener::accept` it returns EINTR when a signal handler has run, which a server
 /// that waits for its children or for SIGTERM must see.
@@ -111,13 +113,15 @@ pub fn accept_nonblocking(listener: impl AsFd) -> nix::Result<(TcpStream, Socket
 fn accept4(listener: RawFd, flags: libc::c_int) -> nix::Result<(TcpStream, SocketAddr)> {
     let mut address = std::mem::MaybeUninit::<libc::sockaddr_storage>::zeroed();
     let mut length = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    let (to, room) = match is_quiet() {
+        true => (std::ptr::null_mut(), std::ptr::null_mut()),
+        false => (address.as_mut_ptr().cast(), &raw mut length),
+    };
     // SAFETY: the kernel writes at most `length` bytes of an address into `address`.
-    let fd =
-        unsafe { libc::accept4(listener, address.as_mut_ptr().cast(), &raw mut length, flags) };
-    let fd = Errno::result(fd)?;
+    let fd = Errno::result(unsafe { libc::accept4(listener, to, room, flags) })?;
     // SAFETY: accept4 has just made this descriptor, and nobody else knows it.
     let connection = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: accept4 filled in `length` bytes, the rest is zeroed; every bit pattern is valid.
+    // SAFETY: accept4 filled in `length` bytes or none, the rest is zeroed: AF_UNSPEC.
     let peer = unsafe { SockaddrStorage::from_raw(address.as_ptr().cast(), Some(length)) };
     Ok((TcpStream::from(connection), peer.and_then(|peer| socket_address(&peer)).unwrap_or(NOBODY)))
 }

@@ -30,9 +30,10 @@ pub struct Requests {
     end: usize,
 }
 
-/// A client may send several requests at once; a buffer takes this many bytes of them. Few enough to
-/// be cleared without memset(3), whose code would be one page fault more of each forked child's.
-const BUFFER: usize = 256;
+/// A client may send several requests at once; a buffer takes this many bytes of them. Every idle
+/// client has one, and it is cleared without memset(3), whose code would be one page fault more of
+/// each forked child's.
+const BUFFER: usize = 64;
 
 impl Requests {
     /// No bytes yet, under the limits that the server's arguments set.
@@ -77,7 +78,9 @@ impl Requests {
         let length = match (newline, self.framing) {
             (Some(length), _) => length,
             (None, Framing::Segment) if !pending.is_empty() => pending.len(),
-            (None, _) if without_cr(pending).len() > MAX_REQUEST => return Err(BadRequest::TooLong),
+            (None, _) if without_cr(pending).len() > MAX_REQUEST => {
+                return Err(BadRequest::TooLong);
+            }
             (None, _) => return Ok(None),
         };
         let count = parse(&pending[..length], self.max_bytes)?;

@@ -184,8 +184,8 @@ struct Memory {
 }
 
 /// Buffers in the pool, a power of two, and the bytes of each. Requests are short.
-const BUFFERS: u16 = 1024;
-const LENGTH: usize = 256;
+const BUFFERS: u16 = 256;
+const LENGTH: usize = 64;
 const GROUP: u16 = 0;
 
 impl Pool {
@@ -383,8 +383,8 @@ pub struct Client {
     pub sending: bool,
     /// Why it has ended, if it has.
     pub ended: Option<Ended>,
-    /// Since when it has not moved on. Not kept up without an idle time-out.
-    pub since: Instant,
+    /// Since when it has not moved on, if there is an idle time-out.
+    pub since: Option<Instant>,
 }
 
 impl Client {
@@ -393,7 +393,8 @@ impl Client {
         // A multishot accept does not tell the address; only events do.
         let peer = if event::is_quiet() { NOBODY } else { peer_of(&socket) };
         event!("accepted", peer = peer, fd = socket.as_raw_fd());
-        let (receiving, sending, ended, since) = (false, false, None, Instant::now());
+        let (receiving, sending, ended) = (false, false, None);
+        let since = (!args.idle_timeout.is_zero()).then(Instant::now);
         let conversation = Conversation::new(args);
         Client { socket, peer, conversation, receiving, sending, ended, since }
     }
@@ -404,7 +405,7 @@ impl Client {
     }
 
     /// Takes in what came of a receive or of a send. A buffer goes back into the pool.
-    pub fn completed(&mut self, done: &Completion, ring: &mut Ring, args: &ServerArgs) {
+    pub fn completed(&mut self, done: &Completion, ring: &mut Ring) {
         match (done.kind, done.result) {
             (Kind::Accept | Kind::Other, _) => return,
             // Cancelled, or no buffer was left: whoever still wants it asks again.
@@ -416,9 +417,7 @@ impl Client {
             }
             (_, Ok(length)) => {
                 self.conversation.sent(length);
-                if !args.idle_timeout.is_zero() {
-                    self.since = Instant::now();
-                }
+                self.since = self.since.map(|_| Instant::now()); // it moved on
             }
         }
         match done.kind {
@@ -438,8 +437,8 @@ impl Client {
 
     /// Whether it has been idle for too long.
     pub fn is_late(&self, args: &ServerArgs) -> bool {
-        let limit = args.idle_timeout;
-        self.ended.is_none() && !limit.is_zero() && self.since.elapsed() >= limit
+        let late = |since: Instant| since.elapsed() >= args.idle_timeout;
+        self.ended.is_none() && self.since.is_some_and(late)
     }
 
     /// Whether it has ended and the kernel is done with its socket, so that it may be closed.

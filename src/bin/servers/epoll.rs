@@ -52,7 +52,7 @@ fn main() -> net::Result {
                 advance(&epoll, &mut clients, fd)?;
                 continue;
             }
-            for fd in clients.accept_all(&listener)? {
+            while let Some(fd) = clients.accept(&listener)? {
                 let Some(client) = clients.get(fd) else { continue };
                 epoll.add(client.socket(), EpollEvent::new(EpollFlags::EPOLLIN, fd as u64))?;
                 if args.bug("stale-registration") {

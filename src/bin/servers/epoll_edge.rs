@@ -38,7 +38,7 @@ fn main() -> net::Result {
     epoll.add(&listener, EpollEvent::new(edge, listener.as_raw_fd() as u64))?;
     let mut clients = Clients::new(&args);
     let mut unfinished: Vec<RawFd> = Vec::new(); // those whose socket has not said EAGAIN yet
-    let mut full = false;
+    let (mut turns, mut full) = (Vec::new(), false);
     let mut events = [EpollEvent::empty(); 256];
     while !clients.drained() {
         let timeout = clients.timeout().and_then(|time| EpollTimeout::try_from(time).ok());
@@ -48,10 +48,10 @@ fn main() -> net::Result {
         let timeout = if at_once { Some(EpollTimeout::ZERO) } else { timeout };
         let ready = events_or_none(epoll.wait(&mut events, timeout))?;
         let ready = events[..ready].iter().map(|event| event.data() as RawFd);
-        let turns: Vec<RawFd> = unfinished.drain(..).chain(again).chain(ready).collect();
-        for fd in turns {
+        turns.extend(unfinished.drain(..).chain(again).chain(ready));
+        for fd in turns.drain(..) {
             if fd == listener.as_raw_fd() {
-                for fd in clients.accept_all(&listener)? {
+                while let Some(fd) = clients.accept(&listener)? {
                     let Some(client) = clients.get(fd) else { continue };
                     let event = EpollEvent::new(edge | EpollFlags::EPOLLOUT, fd as u64);
                     epoll.add(client.socket(), event)?;

@@ -63,7 +63,7 @@ fn main() -> net::Result {
                 (Kind::Accept, Err(errno)) => accept_failed(errno)?,
                 _ => {
                     if let Some(client) = clients.get(done.fd) {
-                        client.completed(&done, &mut ring, &args); // received, sent, cancelled
+                        client.completed(&done, &mut ring); // received, sent, cancelled
                         changed.push(done.fd);
                     }
                 }
@@ -72,7 +72,7 @@ fn main() -> net::Result {
                 accept_at = accept_at.or(Some(Instant::now())).filter(|_| !args.bug("no-rearm"));
             }
         }
-        if swept.elapsed() >= pace(&args) {
+        if sweep_in.is_some() && swept.elapsed() >= pace(&args) {
             swept = Instant::now();
             for client in clients.iter_mut().filter(|client| client.is_late(&args)) {
                 client.ended = Some(Ended::TimedOut);

@@ -34,6 +34,7 @@ fn main() -> net::Result {
     drain::on_sigterm(&listener)?;
     let both = PollFlags::POLLIN | PollFlags::POLLOUT;
     let mut clients = Clients::new(&args);
+    let mut ready: Vec<RawFd> = Vec::new();
     while !clients.drained() {
         let mut fds = Vec::with_capacity(clients.count() + 1);
         if clients.accepting() {
@@ -53,11 +54,11 @@ fn main() -> net::Result {
             Err(Errno::EINTR) => continue,
             Err(errno) => return Err(errno.into()),
         }
-        let ready = fds.iter().filter(|fd| fd.any() == Some(true));
-        let ready: Vec<RawFd> = ready.map(|fd| fd.as_fd().as_raw_fd()).collect();
-        for fd in ready {
+        let news = fds.iter().filter(|fd| fd.any() == Some(true));
+        ready.extend(news.map(|fd| fd.as_fd().as_raw_fd()));
+        for fd in ready.drain(..) {
             if fd == listener.as_raw_fd() {
-                clients.accept_all(&listener)?;
+                while clients.accept(&listener)?.is_some() {}
             } else {
                 clients.advance(fd); // recv, send; close when it has ended
             }

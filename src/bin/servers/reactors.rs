@@ -87,7 +87,7 @@ fn serve((inbox, connections): &Reactor, worker: &Worker<'_>) -> net::Result {
     let bell = inbox.as_raw_fd();
     epoll.add(inbox, EpollEvent::new(EpollFlags::EPOLLIN, bell as u64))?;
     let mut clients = Clients::new(worker.args);
-    let mut events = [EpollEvent::empty(); 256];
+    let (mut events, mut new) = ([EpollEvent::empty(); 256], Vec::new());
     while !clients.drained() {
         let timeout = clients.timeout().and_then(|time| EpollTimeout::try_from(time).ok());
         let ready = events_or_none(epoll.wait(&mut events, timeout))?;
@@ -98,12 +98,11 @@ fn serve((inbox, connections): &Reactor, worker: &Worker<'_>) -> net::Result {
                 clients.advance_registered(&epoll, fd)?; // recv, send; close when it has ended
                 continue;
             }
-            for (socket, peer) in inbox.empty() {
+            inbox.empty(&mut new);
+            for (socket, peer) in new.drain(..) {
                 worker.count();
-                epoll.add(
-                    &socket,
-                    EpollEvent::new(EpollFlags::EPOLLIN, socket.as_raw_fd() as u64),
-                )?;
+                let event = EpollEvent::new(EpollFlags::EPOLLIN, socket.as_raw_fd() as u64);
+                epoll.add(&socket, event)?;
                 clients.insert(socket, peer);
                 before += 1;
             }

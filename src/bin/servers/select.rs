@@ -36,6 +36,7 @@ fn main() -> net::Result {
     listener.set_nonblocking(true)?; // a client may be gone between select and accept
     drain::on_sigterm(&listener)?;
     let mut clients = Clients::new(&args);
+    let mut ready: Vec<RawFd> = Vec::new();
     while !clients.drained() {
         let (mut readable, mut writable) = (FdSet::new(), FdSet::new());
         if clients.accepting() {
@@ -57,14 +58,14 @@ fn main() -> net::Result {
             Err(Errno::EINTR) => continue, // the sets are not changed
             Err(errno) => return Err(errno.into()),
         }
-        let ready = readable.fds(Some(most)).chain(writable.fds(Some(most)));
-        let ready: Vec<RawFd> = ready.map(|fd| fd.as_raw_fd()).collect();
-        for fd in ready {
+        let news = readable.fds(Some(most)).chain(writable.fds(Some(most)));
+        ready.extend(news.map(|fd| fd.as_raw_fd()));
+        for fd in ready.drain(..) {
             if fd != listener.as_raw_fd() {
                 clients.advance(fd); // recv, send; close when it has ended
                 continue;
             }
-            for fd in clients.accept_all(&listener)? {
+            while let Some(fd) = clients.accept(&listener)? {
                 if fd as usize >= FD_SETSIZE {
                     clients.close(fd, Ended::NoRoom);
                 } else if args.bug("blocking-write")
