@@ -5,10 +5,11 @@
 //! served, and the server has no process, thread, zombie, descriptor or connection more than before.
 //! What a design cannot do by nature is claimed as what it does instead.
 //!
-//! The verdicts are also a matrix, in `captures/every_server/matrix.md` and `matrix.json`. Nothing is
-//! captured: nothing here is about packets.
+//! The verdicts are also a matrix, in `captures/every_server/matrix.md` and `matrix.json`. The packets
+//! of the acts are not captured: what is claimed of them is not about packets. An ordinary client's
+//! are, of each design, and they are the same.
 //!
-//! The second half proves the first: each `--bug` of each design must fail the act that is about it.
+//! The last part proves the first: each `--bug` of each design must fail the act that is about it.
 
 #[path = "every_server/acts.rs"]
 mod acts;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use acts::{ACTS, Act, IDLE, OPEN_FILES, Run};
 use rstest::rstest;
 use serverlab::lab::experiment::Lab;
+use serverlab::lab::flow::Side;
 use serverlab::lab::host::Family;
 use serverlab::lab::verdict::{Invalid, Verdict};
 use serverlab::{experiment, program};
@@ -64,6 +66,13 @@ macro_rules! designs {
             experiment!(format!("{program}-{family}"), question, |lab| {
                 go_through(lab, &design(program), family)
             });
+        }
+
+        #[rstest]
+        $(#[case::$case($program)])*
+        fn the_wire_does_not_tell_the_design(#[case] program: &str) {
+            let question = "What is an ordinary client of this server on the wire?";
+            experiment!(program, question, |lab| on_the_wire(lab, &design(program)));
         }
     };
 }
@@ -156,6 +165,33 @@ fn go_through(lab: &Lab, design: &Design, family: Family) -> anyhow::Result<()> 
     let folder = folder.parent().expect("the suite's folder");
     let (network, family) = (lab.network().kind().to_string(), family.to_string());
     matrix::record(folder, &network, (design.program.name(), &family), row, PROGRAMS)
+}
+
+/// One client with two requests, who then closes its half.
+fn on_the_wire(lab: &Lab, design: &Design) -> anyhow::Result<()> {
+    let stage = Acting::new(lab, design, Family::V4, None).set(Run::Plain)?;
+    let capture = lab.capture()?;
+    let mut caller = stage.callers.connect()?;
+    for _ in 0..2 {
+        caller.say("1024\n")?;
+        caller.hear(1024)?;
+    }
+    caller.finish()?;
+    caller.end()?;
+    let wire = capture.finish()?;
+    let flow = wire.at("server").flow(stage.port)?;
+    lab.claim(
+        "the client's SYN, the server's and the client's ACK",
+        flow.facts.handshake_completed(),
+    );
+    let requests = flow.payload(Side::Client);
+    lab.claim_eq("then its requests", requests, b"1024\n1024\n");
+    let answers = flow.ranges(Side::Server);
+    lab.claim_eq("each answer is one segment", answers, [1..1025, 1025..2049]);
+    lab.claim_eq("the client closes first", flow.facts.first_fin_by(), Some(Side::Client));
+    lab.claim("then the server", flow.facts[Side::Server].fin.is_some());
+    lab.claim_eq("and nobody resets", flow.facts.reset_by(), None);
+    Ok(())
 }
 
 /// A design under trial, and the server that runs just now.

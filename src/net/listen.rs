@@ -126,12 +126,17 @@ fn accept4(listener: RawFd, flags: libc::c_int) -> nix::Result<(TcpStream, Socke
     Ok((TcpStream::from(connection), peer.and_then(|peer| socket_address(&peer)).unwrap_or(NOBODY)))
 }
 
-/// getpeername(2), for a connection that came without its peer's address.
+/// getpeername(2), for a connection that came without its peer's address; as [`accept`], with `-q`
+/// it does not ask.
 pub fn peer_of(connection: &TcpStream) -> SocketAddr {
+    if is_quiet() {
+        return NOBODY;
+    }
     connection.peer_addr().unwrap_or(NOBODY) // ENOTCONN: it was reset before we looked
 }
 
-/// The address of a peer that has none: the kernel gives no length when the peer was reset early.
+/// The address of a peer that has none, or was not asked for: the kernel gives no length when the
+/// peer was reset early.
 pub const NOBODY: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
 

@@ -19,8 +19,7 @@ use nix::errno::Errno;
 
 use crate::event;
 use crate::net::args::ServerArgs;
-use crate::net::event;
-use crate::net::listen::{NOBODY, peer_of};
+use crate::net::listen::peer_of;
 use crate::net::request::{BadRequest, Ended, FILLER, Requests};
 
 /// What a completion is about; it comes back as the request's user data.
@@ -390,8 +389,7 @@ pub struct Client {
 impl Client {
     /// A client that has just been accepted.
     pub fn new(socket: TcpStream, args: &ServerArgs) -> Client {
-        // A multishot accept does not tell the address; only events do.
-        let peer = if event::is_quiet() { NOBODY } else { peer_of(&socket) };
+        let peer = peer_of(&socket); // a multishot accept does not tell it
         event!("accepted", peer = peer, fd = socket.as_raw_fd());
         let (receiving, sending, ended) = (false, false, None);
         let since = (!args.idle_timeout.is_zero()).then(Instant::now);
