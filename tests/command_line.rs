@@ -1,7 +1,5 @@
 //! `lab` on bad input: one line that says what to do, a status that is not zero, nothing left.
 
-use std::os::unix::fs::PermissionsExt as _;
-
 use assert_cmd::Command;
 use predicates::prelude::*;
 use predicates::str::contains;
@@ -68,8 +66,14 @@ fn a_suite_that_dies_fails_the_run_and_is_told_again_at_its_end() {
     let suites = tempfile::tempdir().expect("a folder");
     let captures = tempfile::tempdir().expect("a folder");
     let suite = suites.path().join("broken");
-    std::fs::write(&suite, "#!/bin/sh\necho its last words >&2\nkill -9 $$\n").expect("a suite");
-    std::fs::set_permissions(&suite, std::fs::Permissions::from_mode(0o755)).expect("its mode");
+    // Its last words are said by a child, after its end.
+    let script = "#!/bin/sh\n\
+        { while kill -0 $$ 2>/dev/null; do :; done; echo its last words >&2; } &\n\
+        kill -9 $$\n";
+    // Written by another process: a file that we had open, a child of another test's would hold
+    // open for a moment too, and it could not be executed (ETXTBSY).
+    let mut install = Command::new("install");
+    install.args(["-m755", "/dev/stdin"]).arg(&suite).write_stdin(script).assert().success();
     let run = lab()
         .env("LAB_SUITES", suites.path())
         .args(["run", "--captures"])

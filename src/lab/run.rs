@@ -230,19 +230,19 @@ fn run_suite(
     });
     let mut output = String::new();
     let mut failed = false;
+    let mut ended = None;
+    // The last words may come after the end: all is heard before it is judged.
     for one in &incoming {
         match one {
             News::Report(message) => failed |= show.message(message),
             News::Output(text) => output.push_str(&text),
-            News::Ended(status) => {
-                let status = status?;
-                if !status.success() && !failed {
-                    show.suite_failed(&suite.name, status, &output);
-                }
-            }
+            News::Ended(status) => ended = Some(status?),
         }
     }
     let _ = waiter.join();
+    if let Some(status) = ended.filter(|status| !status.success() && !failed) {
+        show.suite_failed(&suite.name, status, &output);
+    }
     Ok(())
 }
 
