@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
-use io_uring::{IoUring, cqueue, opcode, squeue};
+use io_uring::{CompletionQueue, IoUring, SubmissionQueue, Submitter, cqueue, opcode, squeue};
 use nix::errno::Errno;
 
 use crate::event;
@@ -52,9 +52,11 @@ pub struct Completion {
     pub more: bool,
 }
 
-/// The two rings, and the pool of receive buffers.
+/// The two rings, what hands them over, and the pool of receive buffers.
 pub struct Ring {
-    uring: IoUring,
+    submitter: Submitter<'static>,
+    requests: SubmissionQueue<'static>,
+    completions: CompletionQueue<'static>,
     pool: Pool,
 }
 
@@ -82,18 +84,29 @@ impl Ring {
             .setup_defer_taskrun()
             .setup_cqsize(4 * ENTRIES)
             .build(ENTRIES)?;
-        let pool = Pool::new(&uring)?;
-        Ok(Ring { uring, pool })
+        // Theirs until the process ends, as the pool is.
+        let (mut submitter, requests, completions) = Box::leak(Box::new(uring)).split();
+        submitter.register_ring_fd()?; // no look-up of the descriptor at each call
+        let pool = Pool::new(&submitter)?;
+        Ok(Ring { submitter, requests, completions, pool })
     }
 
     fn push(&mut self, entry: squeue::Entry, kind: Kind, fd: RawFd) -> io::Result<()> {
         let entry = entry.user_data(user_data(kind, fd));
-        // SAFETY: what the requests of this file point to, the pool and FILLER, lives as long as
-        // the ring.
-        while unsafe { self.uring.submission().push(&entry) }.is_err() {
-            self.uring.submit()?; // the ring is full: hand it over
+        // SAFETY: what the requests of this file point to, the pool and FILLER, is never freed.
+        while unsafe { self.requests.push(&entry) }.is_err() {
+            self.hand_over(0, &SubmitArgs::new())?; // the ring is full
         }
         Ok(())
+    }
+
+    /// io_uring_enter(2). What we and the kernel have put into the ring of requests, and taken out,
+    /// is told to each other before and after.
+    fn hand_over(&mut self, wanted: usize, args: &SubmitArgs<'_, '_>) -> io::Result<usize> {
+        self.requests.sync();
+        let submitted = self.submitter.submit_with_args(wanted, args);
+        self.requests.sync();
+        submitted
     }
 
     /// Accepts every connection that comes, until a completion without `more`.
@@ -154,7 +167,7 @@ impl Ring {
         let limit = limit.map(Timespec::from);
         let args = SubmitArgs::new();
         let args = limit.as_ref().map_or(args, |limit| args.timespec(limit));
-        match self.uring.submitter().submit_with_args(1, &args) {
+        match self.hand_over(1, &args) {
             Ok(_) => {}
             Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
                 Errno::EINTR | Errno::ETIME => {}
@@ -162,7 +175,9 @@ impl Ring {
                 _ => return Err(error),
             },
         }
-        done.extend(self.uring.completion().map(|entry| completion(&entry)));
+        self.completions.sync();
+        done.extend(self.completions.by_ref().map(|entry| completion(&entry)));
+        self.completions.sync(); // there is room for more
         Ok(())
     }
 }
@@ -188,12 +203,12 @@ const LENGTH: usize = 64;
 const GROUP: u16 = 0;
 
 impl Pool {
-    fn new(uring: &IoUring) -> io::Result<Pool> {
+    fn new(submitter: &Submitter<'_>) -> io::Result<Pool> {
         // SAFETY: all of it is integers, and zero is a value of theirs.
         let memory: &Memory = Box::leak(unsafe { Box::<Memory>::new_zeroed().assume_init() });
         let ring = memory.ring.as_ptr() as u64;
         // SAFETY: the memory is never freed.
-        unsafe { uring.submitter().register_buf_ring_with_flags(ring, BUFFERS, GROUP, 0) }?;
+        unsafe { submitter.register_buf_ring_with_flags(ring, BUFFERS, GROUP, 0) }?;
         let mut pool = Pool { memory, tail: 0 };
         (0..BUFFERS).for_each(|id| pool.give(id));
         Ok(pool)
