@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 
 use assert_cmd::assert::OutputAssertExt as _;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{setsockopt, sockopt::Linger};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt::Linger,
+};
 use nix::unistd::Pid;
 use predicates::prelude::*;
 use predicates::str::contains;
@@ -554,10 +556,14 @@ fn the_client_counts_what_it_asked_for() {
 
 #[test]
 fn the_client_says_what_went_wrong() {
-    // Nobody listens.
-    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    // Nobody listens at a port that is ours, so that no other test listens there either.
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let taken = socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap();
+    bind(taken.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
+    let taken = TcpStream::from(taken);
+    let port = taken.local_addr().unwrap().port().to_string();
     program("client")
-        .args(["-p", &free.to_string(), "-c", "2", "-t", "2"])
+        .args(["-p", &port, "-c", "2", "-t", "2"])
         .assert()
         .code(1)
         .stdout(contains("4 failed: 4 ECONNREFUSED (nobody listens there)"));
