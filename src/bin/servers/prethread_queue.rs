@@ -21,9 +21,9 @@
 //! Run: cargo run --bin prethread-queue-server       then: cargo run --bin client -- -c 50 -t 100
 //! See: pthread_cond_wait(3), futex(2), listen(2); UNP 30.12; TLPI 30.2.
 
+use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpStream};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use nix::errno::Errno;
 use serverlab::net::args::ServerArgs;
@@ -31,7 +31,13 @@ use serverlab::net::listen::{accept, accept_failed};
 use serverlab::net::pool::{self, Worker};
 use serverlab::net::{self, drain};
 
-type Client = (TcpStream, SocketAddr);
+/// Clients who have been accepted and wait for a thread. `None` tells a thread to end.
+struct Queue {
+    clients: Mutex<VecDeque<Option<(TcpStream, SocketAddr)>>>,
+    places: usize,
+    client: Condvar,
+    room: Condvar,
+}
 
 fn main() -> net::Result {
     let about = "One thread accepts, others serve, and a bounded queue is between them";
@@ -39,39 +45,63 @@ fn main() -> net::Result {
     let args: &'static ServerArgs = Box::leak(Box::new(args)); // all threads read it, to the end
     let listener = net::listen(args)?;
     drain::on_sigterm(&listener)?;
-    let (queue, clients) = sync_channel(args.workers.into());
-    let clients: &'static Mutex<Receiver<Client>> = Box::leak(Box::new(Mutex::new(clients)));
-    let pool = pool::of_threads_around(args, |worker| serve_clients(clients, worker))?;
+    let queue: &'static Queue = Box::leak(Box::new(Queue::of(args.workers.into())));
+    let pool = pool::of_threads_around(args, |worker| serve_clients(queue, worker))?;
     while !drain::begun() {
         match accept(&listener) {
-            Ok(client) => put(&queue, client, args)?,
+            Ok(_) if args.bug("exit-when-full") && queue.is_full() => {
+                return Err(anyhow::anyhow!("the queue is full").into());
+            }
+            Ok(client) => queue.put(Some(client)),
             Err(Errno::EINVAL) => break, // SIGTERM has shut the listener down
             Err(errno) => accept_failed(errno)?,
         }
     }
-    drop(queue); // the threads serve what is still in it, and end
+    for _ in 0..args.workers {
+        queue.put(None); // the threads serve whoever is still before it, and end
+    }
     pool.finish();
     Ok(())
 }
 
-/// Puts a client into the queue, and waits while that is full.
-fn put(queue: &SyncSender<Client>, client: Client, args: &ServerArgs) -> net::Result {
-    if args.bug("exit-when-full") {
-        if let Err(TrySendError::Full(_)) = queue.try_send(client) {
-            return Err(anyhow::anyhow!("the queue is full").into());
-        }
-    } else {
-        let _ = queue.send(client); // an error would mean that no thread is left to take it
+/// A thread's life.
+fn serve_clients(queue: &Queue, worker: &Worker<'_>) -> net::Result {
+    while let Some((connection, peer)) = queue.take() {
+        worker.serve(connection, peer);
     }
     Ok(())
 }
 
-/// A thread's life.
-fn serve_clients(clients: &Mutex<Receiver<Client>>, worker: &Worker<'_>) -> net::Result {
-    loop {
-        // One thread waits for a client, the others for the mutex.
-        let client = clients.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((connection, peer)) = client else { return Ok(()) }; // empty, and nobody puts
-        worker.serve(connection, peer);
+impl Queue {
+    fn of(places: usize) -> Queue {
+        let clients = Mutex::new(VecDeque::with_capacity(places));
+        Queue { clients, places, client: Condvar::new(), room: Condvar::new() }
+    }
+
+    fn is_full(&self) -> bool {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).len() == self.places
+    }
+
+    /// Waits while the queue is full. A condition variable gives the mutex up for as long as it
+    /// waits: whoever takes a client needs it.
+    fn put(&self, client: Option<(TcpStream, SocketAddr)>) {
+        let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let clients = self.room.wait_while(clients, |clients| clients.len() == self.places);
+        clients.unwrap_or_else(PoisonError::into_inner).push_back(client);
+        self.client.notify_one();
+    }
+
+    /// Waits while the queue is empty.
+    fn take(&self) -> Option<(TcpStream, SocketAddr)> {
+        let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let clients = self.client.wait_while(clients, |clients| clients.is_empty());
+        let mut clients = clients.unwrap_or_else(PoisonError::into_inner);
+        let was_full = clients.len() == self.places;
+        let client = clients.pop_front().flatten();
+        drop(clients);
+        if was_full {
+            self.room.notify_one(); // only then may the main thread wait
+        }
+        client
     }
 }
