@@ -35,8 +35,8 @@ use serverlab::net::{self, drain};
 struct Queue {
     clients: Mutex<VecDeque<Option<(TcpStream, SocketAddr)>>>,
     places: usize,
-    client: Condvar,
-    room: Condvar,
+    not_empty: Condvar,
+    not_full: Condvar,
 }
 
 fn main() -> net::Result {
@@ -75,7 +75,7 @@ fn serve_clients(queue: &Queue, worker: &Worker<'_>) -> net::Result {
 impl Queue {
     fn of(places: usize) -> Queue {
         let clients = Mutex::new(VecDeque::with_capacity(places));
-        Queue { clients, places, client: Condvar::new(), room: Condvar::new() }
+        Queue { clients, places, not_empty: Condvar::new(), not_full: Condvar::new() }
     }
 
     fn is_full(&self) -> bool {
@@ -86,21 +86,21 @@ impl Queue {
     /// waits: whoever takes a client needs it.
     fn put(&self, client: Option<(TcpStream, SocketAddr)>) {
         let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let clients = self.room.wait_while(clients, |clients| clients.len() == self.places);
+        let clients = self.not_full.wait_while(clients, |clients| clients.len() == self.places);
         clients.unwrap_or_else(PoisonError::into_inner).push_back(client);
-        self.client.notify_one();
+        self.not_empty.notify_one();
     }
 
     /// Waits while the queue is empty.
     fn take(&self) -> Option<(TcpStream, SocketAddr)> {
         let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let clients = self.client.wait_while(clients, |clients| clients.is_empty());
+        let clients = self.not_empty.wait_while(clients, |clients| clients.is_empty());
         let mut clients = clients.unwrap_or_else(PoisonError::into_inner);
         let was_full = clients.len() == self.places;
         let client = clients.pop_front().flatten();
         drop(clients);
         if was_full {
-            self.room.notify_one(); // only then may the main thread wait
+            self.not_full.notify_one(); // only then may the main thread wait
         }
         client
     }
