@@ -459,3 +459,21 @@ impl Client {
         self.ended.is_some() && !self.receiving && !self.sending
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_requests_than_the_ring_has_room_for_are_all_handed_over() {
+        let mut ring = Ring::new().expect("io_uring");
+        let count = 3 * ENTRIES as usize; // the other ring holds four times as many
+        for _ in 0..count {
+            ring.cancel(Kind::Send, 0).expect("room"); // there is none: ENOENT
+        }
+        let mut done = Vec::new();
+        ring.wait(None, &mut done).expect("completions");
+        assert_eq!(done.len(), count);
+        assert!(done.iter().all(|done| done.result == Err(Errno::ENOENT)));
+    }
+}
