@@ -31,9 +31,11 @@ use serverlab::net::listen::{accept, accept_failed};
 use serverlab::net::pool::{self, Worker};
 use serverlab::net::{self, drain};
 
+type Client = (TcpStream, SocketAddr);
+
 /// Clients who have been accepted and wait for a thread. `None` tells a thread to end.
 struct Queue {
-    clients: Mutex<VecDeque<Option<(TcpStream, SocketAddr)>>>,
+    clients: Mutex<VecDeque<Option<Client>>>,
     places: usize,
     not_empty: Condvar,
     not_full: Condvar,
@@ -84,7 +86,7 @@ impl Queue {
 
     /// Waits while the queue is full. A condition variable gives the mutex up for as long as it
     /// waits: whoever takes a client needs it.
-    fn put(&self, client: Option<(TcpStream, SocketAddr)>) {
+    fn put(&self, client: Option<Client>) {
         let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let clients = self.not_full.wait_while(clients, |clients| clients.len() == self.places);
         clients.unwrap_or_else(PoisonError::into_inner).push_back(client);
@@ -92,7 +94,7 @@ impl Queue {
     }
 
     /// Waits while the queue is empty.
-    fn take(&self) -> Option<(TcpStream, SocketAddr)> {
+    fn take(&self) -> Option<Client> {
         let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let clients = self.not_empty.wait_while(clients, |clients| clients.is_empty());
         let mut clients = clients.unwrap_or_else(PoisonError::into_inner);
